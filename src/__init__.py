@@ -1,0 +1,1 @@
+"""Differentiable architecture search (DARTS): commands on top, plain torch below."""

@@ -1,0 +1,1 @@
+"""How it is searched: the virtual step and the hypergradient, over plain tensors."""

@@ -1,0 +1,1 @@
+"""They watch a run and never change its arithmetic."""

@@ -1,0 +1,1 @@
+"""Cells, curves and the report page, from files and plain values."""

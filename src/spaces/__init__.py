@@ -1,0 +1,1 @@
+"""What is searched: choices, operations, cells, supernets and the networks a genotype is retrained as."""

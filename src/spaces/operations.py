@@ -1,0 +1,136 @@
+"""The candidate operations of the CNN cell space (arXiv 1806.09055, section 3.1.1).
+
+To add an operation, write its module and name it in `OPERATIONS`; `space.candidates` can then list it. All take and
+return (N, C, H, W) with C channels; at stride 2 they halve H and W, rounding up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Zero(nn.Module):
+    """No connection: zeros of the shape the other candidates give."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros, (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride))."""
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, convolution, BatchNorm; the order all convolutions of the paper have."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(channels_out, affine=affine),
+        )
+
+
+class DilatedConv(nn.Sequential):
+    """A depthwise separable convolution: ReLU, depthwise, pointwise, BatchNorm; dilated by 2 the paper's dil_conv."""
+
+    def __init__(self, channels: int, kernel: int, *, stride: int, dilation: int, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(
+                channels,
+                channels,
+                kernel,
+                stride=stride,
+                padding=dilation * (kernel // 2),
+                dilation=dilation,
+                groups=channels,
+                bias=False,
+            ),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels, affine=affine),
+        )
+
+
+class SeparableConv(nn.Sequential):
+    """Two depthwise separable convolutions in a row, the first with the stride: the paper's sep_conv."""
+
+    def __init__(self, channels: int, kernel: int, *, stride: int, affine: bool) -> None:
+        super().__init__(
+            DilatedConv(channels, kernel, stride=stride, dilation=1, affine=affine),
+            DilatedConv(channels, kernel, stride=1, dilation=1, affine=affine),
+        )
+
+
+class FactorizedReduce(nn.Module):
+    """Halve height and width: two 1x1 convolutions of stride 2, one shifted by a pixel, of half the channels each."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, affine: bool) -> None:
+        super().__init__()
+        half = channels_out // 2
+        self.even = nn.Conv2d(channels_in, half, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(channels_in, channels_out - half, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(channels_out, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2)); an odd side is padded with a zero."""
+        x = F.relu(x)
+        shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
+        return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+
+
+class Pool(nn.Module):
+    """A 3x3 pool. While searching a BatchNorm without parameters follows, so that pools do not win by their scale."""
+
+    def __init__(self, pool: nn.Module, channels: int, *, searching: bool) -> None:
+        super().__init__()
+        self.pool = pool
+        self.norm = nn.BatchNorm2d(channels, affine=False) if searching else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride))."""
+        return self.norm(self.pool(x))
+
+
+def _skip(channels: int, stride: int, searching: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=not searching)
+
+
+def _max_pool(channels: int, stride: int, searching: bool) -> nn.Module:
+    return Pool(nn.MaxPool2d(3, stride=stride, padding=1), channels, searching=searching)
+
+
+def _average_pool(channels: int, stride: int, searching: bool) -> nn.Module:
+    pool = nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
+    return Pool(pool, channels, searching=searching)
+
+
+def _separable(kernel: int) -> Operation:
+    return lambda channels, stride, searching: SeparableConv(channels, kernel, stride=stride, affine=not searching)
+
+
+def _dilated(kernel: int) -> Operation:
+    return lambda channels, stride, searching: DilatedConv(
+        channels, kernel, stride=stride, dilation=2, affine=not searching
+    )
+
+
+Operation = Callable[[int, int, bool], nn.Module]
+
+# name -> module of (channels, stride, searching). While searching, no BatchNorm has parameters of its own: they would
+# rescale an operation's output and so undo the weight its alpha gives it.
+OPERATIONS: dict[str, Operation] = {
+    "none": lambda channels, stride, searching: Zero(stride),
+    "max_pool_3x3": _max_pool,
+    "avg_pool_3x3": _average_pool,
+    "skip_connect": _skip,
+    "sep_conv_3x3": _separable(3),
+    "sep_conv_5x5": _separable(5),
+    "dil_conv_3x3": _dilated(3),
+    "dil_conv_5x5": _dilated(5),
+}

@@ -165,3 +165,8 @@ def load_cells(name_or_path: str) -> Architecture:
         return parse_cells(raw)
     except ValueError as error:
         raise ValueError(f"genotype file {path}: {error}") from None
+
+
+def is_cell_architecture(architecture: Architecture) -> bool:
+    """Return whether every key is one of the CNN cell space."""
+    return all(_KEY.fullmatch(key) for key in architecture.choices)

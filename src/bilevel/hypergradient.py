@@ -1,0 +1,223 @@
+"""The hypergradient: how the loss on the arch half changes with alpha, through the weights as well.
+
+Everything here is a function of two losses, each a function of (weights, alphas); no network is known. With w' the
+weights after a virtual step and v = grad_w' L_a(w', a),
+
+    h = grad_a L_a(w', a) - xi * (d^2 L_w(w, a) / da dw) v          (equation 7 of arXiv 1806.09055)
+
+The two terms are called direct and mixed. The losses are called on new leaves or on detached views, so nothing is
+perturbed in place and no `.grad` is touched, and each pass differentiates only by what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from src.bilevel.unroll import Tensors, VirtualStep
+
+Loss = Callable[[Tensors, Tensors], Tensor]  # (weights, alphas) -> scalar
+
+
+def _single_process(tensors: list[Tensor]) -> list[Tensor]:
+    return tensors
+
+
+@dataclass(frozen=True)
+class Bilevel:
+    """The bilevel problem at one point of the search.
+
+    `weight_loss` is L_w on a batch of the weight half, `arch_loss` L_a on one of the arch half, `step` the step that
+    the weights' optimiser would take. `average` maps gradients to their mean over all processes; it is called once a pass.
+    """
+
+    weight_loss: Loss
+    arch_loss: Loss
+    weights: Tensors
+    alphas: Tensors
+    step: VirtualStep
+    average: Callable[[list[Tensor]], list[Tensor]] = _single_process
+
+    def virtual_weights(self, gradients: Tensors) -> Tensors:
+        """Return w', given grad_w L_w(w, a)."""
+        return self.step(_detached(self.weights), gradients)
+
+    def moved_weights(self, direction: Tensors, distance: Tensor) -> Tensors:
+        """Return w + distance * direction."""
+        steps = torch._foreach_mul([direction[name] for name in self.weights], distance)
+        return dict(zip(self.weights, torch._foreach_add(steps, list(_detached(self.weights).values())), strict=True))
+
+    def gradients(self, loss: Tensor, *groups: Tensors) -> list[Tensors]:
+        """Differentiate by all groups in one pass, averaged in one go; what the loss does not use has gradient 0."""
+        inputs = [tensor for group in groups for tensor in group.values()]
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+        averaged = iter(self.average(list(gradients)))
+        return [{name: next(averaged) for name in group} for group in groups]
+
+    def at(self, virtual: Tensors) -> tuple[Tensors, Tensors, Tensor]:
+        """Return v = grad_w' L_a(w', a), the direct term grad_a L_a(w', a), and L_a."""
+        weights, alphas = _leaves(virtual), _leaves(self.alphas)
+        loss = self.arch_loss(weights, alphas)
+        v, direct = self.gradients(loss, weights, alphas)
+        return v, direct, loss.detach()
+
+    def alpha_gradient(self, weights: Tensors) -> Tensors:
+        """Return grad_a L_w at some weights, in full precision: the difference of two such gradients is small."""
+        alphas = _leaves(self.alphas)
+        with self.full_precision():
+            loss = self.weight_loss(weights, alphas)
+        return self.gradients(loss, alphas)[0]
+
+    def full_precision(self) -> torch.autocast:
+        """Return a context without autocast."""
+        return torch.autocast(next(iter(self.weights.values())).device.type, enabled=False)
+
+
+@dataclass(frozen=True)
+class AlphaGradient:
+    """A hypergradient and what it is made of, each with the alphas' names and shapes.
+
+    `total` = `direct` + `correction`, where `correction` is - xi * mixed product and empty for order 1.
+    """
+
+    total: Tensors
+    direct: Tensors
+    correction: Tensors
+    arch_loss: Tensor
+
+
+class Hypergradient(Protocol):
+    """What the search step asks for."""
+
+    order: ClassVar[int]
+
+    def __call__(self, problem: Bilevel) -> AlphaGradient:
+        """Return the alphas' gradient at one point of the search."""
+        ...
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """xi = 0: the direct term at the present weights. Two passes a search step."""
+
+    order: ClassVar[int] = 1
+
+    def __call__(self, problem: Bilevel) -> AlphaGradient:
+        """Return grad_a L_a(w, a)."""
+        alphas = _leaves(problem.alphas)
+        loss = problem.arch_loss(_detached(problem.weights), alphas)
+        (direct,) = problem.gradients(loss, alphas)
+        return AlphaGradient(total=direct, direct=direct, correction={}, arch_loss=loss.detach())
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """The paper's second order: the mixed product by a central difference (equation 8). Five passes a search step.
+
+    The weights are moved by `epsilon` / |v| along v, both ways. The error is O(epsilon^2).
+    """
+
+    epsilon: float = 0.01
+    order: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        _check_epsilon(self.epsilon)
+
+    def __call__(self, problem: Bilevel) -> AlphaGradient:
+        """Return h with the mixed product [grad_a L_w(w + e v, a) - grad_a L_w(w - e v, a)] / 2e."""
+        weights = _leaves(problem.weights)
+        (gradients,) = problem.gradients(problem.weight_loss(weights, _detached(problem.alphas)), weights)
+        v, direct, loss = problem.at(problem.virtual_weights(gradients))
+        e = _distance(self.epsilon, v)
+        ahead = problem.alpha_gradient(problem.moved_weights(v, e))
+        behind = problem.alpha_gradient(problem.moved_weights(v, -e))
+        mixed = {name: (ahead[name] - behind[name]) / (2 * e) for name in direct}
+        return _combine(direct, mixed, problem.step.lr, loss)
+
+
+@dataclass(frozen=True)
+class OneSided:
+    """Second order by a forward difference. Four passes: grad_a L_w(w, a) falls out of the virtual step's own pass.
+
+    The error is O(epsilon), against O(epsilon^2) of the central difference.
+    """
+
+    epsilon: float = 0.01
+    order: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        _check_epsilon(self.epsilon)
+
+    def __call__(self, problem: Bilevel) -> AlphaGradient:
+        """Return h with the mixed product [grad_a L_w(w + e v, a) - grad_a L_w(w, a)] / e."""
+        weights, alphas = _leaves(problem.weights), _leaves(problem.alphas)
+        with problem.full_precision():
+            weight_loss = problem.weight_loss(weights, alphas)
+        gradients, here = problem.gradients(weight_loss, weights, alphas)
+        v, direct, loss = problem.at(problem.virtual_weights(gradients))
+        e = _distance(self.epsilon, v)
+        ahead = problem.alpha_gradient(problem.moved_weights(v, e))
+        mixed = {name: (ahead[name] - here[name]) / e for name in direct}
+        return _combine(direct, mixed, problem.step.lr, loss)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Second order by double backward: the mixed product is grad_a <grad_w L_w(w, a), v>.
+
+    No epsilon, so it judges the others. Keeps the graph of a backward pass, which costs memory.
+    """
+
+    order: ClassVar[int] = 2
+
+    def __call__(self, problem: Bilevel) -> AlphaGradient:
+        """Return h up to rounding."""
+        weights, alphas = _leaves(problem.weights), _leaves(problem.alphas)
+        weight_loss = problem.weight_loss(weights, alphas)
+        leaves = list(weights.values())
+        graph = torch.autograd.grad(weight_loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        averaged = problem.average([gradient.detach() for gradient in graph])
+        v, direct, loss = problem.at(problem.virtual_weights(dict(zip(weights, averaged, strict=True))))
+        product = torch.stack([(g * v[name]).sum() for name, g in zip(weights, graph, strict=True)]).sum()
+        (mixed,) = problem.gradients(product, alphas)
+        return _combine(direct, mixed, problem.step.lr, loss)
+
+
+def of_order(order: int) -> Hypergradient:
+    """Return the paper's hypergradient of an order: 1 is `FirstOrder`, 2 is `FiniteDifference`."""
+    assert order in (1, 2)
+    return FirstOrder() if order == 1 else FiniteDifference()
+
+
+def norm(tensors: Tensors) -> Tensor:
+    """Return the 2-norm over all tensors."""
+    return torch.stack(torch._foreach_norm(list(tensors.values()))).norm()
+
+
+def _distance(epsilon: float, v: Tensors) -> Tensor:
+    """Return epsilon / |v|. Where v vanishes so does the mixed product, and any finite distance will do."""
+    length = norm(v)
+    return epsilon / length.clamp_min(torch.finfo(length.dtype).eps)
+
+
+def _leaves(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+
+
+def _detached(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _combine(direct: Tensors, mixed: Tensors, lr: float, loss: Tensor) -> AlphaGradient:
+    correction = {name: -lr * product for name, product in mixed.items()}
+    total = {name: direct[name] + correction[name] for name in direct}
+    return AlphaGradient(total=total, direct=direct, correction=correction, arch_loss=loss)
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not 0 < epsilon < float("inf"):
+        raise ValueError(f"hypergradient.epsilon={epsilon}, allowed are numbers above 0")

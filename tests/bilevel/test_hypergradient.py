@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import quadratic, real_cells, with_bug
+
+from src.bilevel import hypergradient as module
+from src.bilevel import unroll
+from src.bilevel.hypergradient import Bilevel, Exact, FiniteDifference, FirstOrder, Hypergradient, OneSided, of_order
+
+SECOND_ORDER = (FiniteDifference(), OneSided(), Exact())
+
+
+def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
+
+
+def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((value - truth).norm() / truth.norm())
+
+
+def through_the_step(problem: Bilevel) -> torch.Tensor:
+    """d/da of L_a(w'(a), a) by plain automatic differentiation through the step: no formula of the code under test."""
+    alphas = {name: value.detach().requires_grad_() for name, value in problem.alphas.items()}
+    weights = {name: value.detach().requires_grad_() for name, value in problem.weights.items()}
+    gradients = torch.autograd.grad(problem.weight_loss(weights, alphas), list(weights.values()), create_graph=True)
+    step, velocity = problem.step, problem.step.velocity
+    assert velocity is not None
+    virtual = {
+        name: w - step.lr * (step.momentum * velocity[name] + g + step.weight_decay * w)
+        for (name, w), g in zip(weights.items(), gradients, strict=True)
+    }
+    total = torch.autograd.grad(problem.arch_loss(virtual, alphas), list(alphas.values()))
+    return torch.cat([gradient.flatten() for gradient in total])
+
+
+@pytest.mark.parametrize("hypergradient", SECOND_ORDER, ids=lambda h: type(h).__name__)
+@pytest.mark.parametrize("seed", range(3))
+def test_second_order_equals_the_closed_form(hypergradient: Hypergradient, seed: int) -> None:
+    problem, answer = quadratic(seed)
+    # The gradient of a quadratic is linear in w, so both differences are exact up to rounding.
+    assert relative_error(flat(hypergradient(problem).total), answer) < 1e-10
+
+
+def test_first_order_is_the_plain_gradient() -> None:
+    problem = real_cells()
+    alphas = {name: value.detach().requires_grad_() for name, value in problem.alphas.items()}
+    loss = problem.arch_loss(problem.weights, alphas)
+    truth = torch.autograd.grad(loss, list(alphas.values()))
+    result = FirstOrder()(problem)
+    assert all(torch.equal(a, b) for a, b in zip(result.total.values(), truth, strict=True))
+    assert result.correction == {}
+    assert torch.equal(result.arch_loss, loss.detach())
+
+
+def test_exact_equals_differentiation_through_the_step_on_real_cells() -> None:
+    problem = real_cells()
+    assert relative_error(flat(Exact()(problem).total), through_the_step(problem)) < 1e-12
+
+
+def test_finite_difference_agrees_with_exact_on_real_cells() -> None:
+    problem = real_cells()
+    # So small a step crosses no kink of ReLU or max pool; a larger one sees their curvature, which `Exact` does not.
+    truth, value = Exact()(problem), FiniteDifference(epsilon=1e-6)(problem)
+    # The correction alone is compared: in the total, a wrong one would hide behind the direct term.
+    correction, exact = flat(value.correction), flat(truth.correction)
+    assert relative_error(correction, exact) < 1e-7
+    assert torch.nn.functional.cosine_similarity(correction, exact, dim=0) > 1 - 1e-12
+    assert exact.norm() > 1e-2 * flat(truth.direct).norm()
+
+
+@pytest.mark.parametrize(("kind", "order"), [(FiniteDifference, 2), (OneSided, 1)])
+def test_the_error_shrinks_with_the_promised_order(kind: type, order: int) -> None:
+    problem = real_cells(smooth=True)
+    exact = flat(Exact()(problem).correction)
+    coarse, fine = (relative_error(flat(kind(epsilon=e)(problem).correction), exact) for e in (4e-4, 1e-4))
+    assert coarse / fine == pytest.approx(4**order, rel=0.25)
+
+
+@pytest.mark.parametrize("hypergradient", [FirstOrder(), *SECOND_ORDER], ids=lambda h: type(h).__name__)
+def test_nothing_is_touched(hypergradient: Hypergradient) -> None:
+    problem = real_cells()
+    before = {name: value.clone() for name, value in (problem.weights | problem.alphas).items()}
+    seen_in_place = []
+
+    def watched(loss):
+        def inner(weights, alphas):
+            seen_in_place.append(all(torch.equal(problem.weights[name], before[name]) for name in problem.weights))
+            return loss(weights, alphas)
+
+        return inner
+
+    watched_problem = Bilevel(
+        watched(problem.weight_loss), watched(problem.arch_loss), problem.weights, problem.alphas, problem.step
+    )
+    hypergradient(watched_problem)
+    after = problem.weights | problem.alphas
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(value.grad is None for value in after.values())
+    assert seen_in_place
+    assert all(seen_in_place)
+
+
+@pytest.mark.parametrize(
+    ("hypergradient", "passes"),
+    [(FirstOrder(), 1), (FiniteDifference(), 4), (OneSided(), 3)],
+    ids=lambda value: type(value).__name__,
+)
+def test_number_of_passes_and_what_they_differentiate(hypergradient: Hypergradient, passes: int) -> None:
+    problem = real_cells()
+    wants: list[tuple[bool, bool]] = []
+
+    def watched(loss):
+        def inner(weights, alphas):
+            wants.append(tuple(any(t.requires_grad for t in group.values()) for group in (weights, alphas)))
+            return loss(weights, alphas)
+
+        return inner
+
+    hypergradient(
+        Bilevel(watched(problem.weight_loss), watched(problem.arch_loss), problem.weights, problem.alphas, problem.step)
+    )
+    assert len(wants) == passes
+    alpha_only = (False, True)
+    if isinstance(hypergradient, FirstOrder):
+        assert wants == [alpha_only]
+    elif isinstance(hypergradient, FiniteDifference):
+        assert wants == [(True, False), (True, True), alpha_only, alpha_only]
+    else:
+        assert wants == [(True, True), (True, True), alpha_only]
+
+
+def test_gradients_are_averaged_once_a_pass() -> None:
+    problem, answer = quadratic()
+    calls = []
+
+    def average(tensors):
+        calls.append(len(tensors))
+        return tensors
+
+    averaged = Bilevel(
+        problem.weight_loss, problem.arch_loss, problem.weights, problem.alphas, problem.step, average=average
+    )
+    assert relative_error(flat(FiniteDifference()(averaged).total), answer) < 1e-10
+    assert calls == [1, 2, 1, 1]
+
+
+def test_a_vanishing_v_gives_the_direct_term() -> None:
+    problem, _ = quadratic()
+    flat_loss = Bilevel(
+        problem.weight_loss,
+        lambda weights, alphas: (alphas["a"] ** 2).sum() + 0 * weights["w"].sum(),
+        problem.weights,
+        problem.alphas,
+        problem.step,
+    )
+    for hypergradient in SECOND_ORDER:
+        assert torch.equal(hypergradient(flat_loss).total["a"], 2 * problem.alphas["a"])
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, float("inf"), float("nan")])
+def test_epsilon_is_checked(epsilon: float) -> None:
+    with pytest.raises(ValueError, match="allowed are numbers above 0"):
+        FiniteDifference(epsilon=epsilon)
+
+
+def test_of_order() -> None:
+    assert isinstance(of_order(1), FirstOrder)
+    assert isinstance(of_order(2), FiniteDifference)
+
+
+# Each of these bugs was, or still is, in a published implementation. Put back, it must be noticed.
+TRAPS = {
+    "the difference multiplied by e": (module, "/ (2 * e)", "/ 2.0 * e"),
+    "both sides of the difference the same": (module, "problem.moved_weights(v, -e)", "problem.moved_weights(v, e)"),
+    "the correction added": (module, "-lr * product", "lr * product"),
+    "v taken at the old weights": (module, "leaves(virtual)", "leaves(self.weights)"),
+    "a virtual step without effect": (unroll, "alpha=-self.lr", "alpha=0.0"),
+    "no momentum in the virtual step": (unroll, "alpha=self.momentum", "alpha=0.0"),
+    "no weight decay in the virtual step": (unroll, "alpha=self.weight_decay", "alpha=0.0"),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_known_bugs_are_noticed(trap: str) -> None:
+    where, right, wrong = TRAPS[trap]
+    problem, answer = quadratic()
+    broken = with_bug(where, right, wrong)
+    if where is unroll:
+        step = broken.VirtualStep(**vars(problem.step))
+        result = FiniteDifference()(
+            Bilevel(problem.weight_loss, problem.arch_loss, problem.weights, problem.alphas, step)
+        )
+    else:
+        result = broken.FiniteDifference()(broken.Bilevel(**vars(problem)))
+    assert relative_error(flat(result.total), answer) > 1e-4

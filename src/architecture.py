@@ -122,12 +122,15 @@ def load_json(path: Path) -> dict[str, Any]:
         ValueError: there is no such file, it is too large, or it does not hold a JSON object.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"genotype file {path} is larger than {MAX_FILE_BYTES} bytes, no architecture is")
-        raw = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ValueError(f"cannot read genotype file {path}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"genotype file {path} is larger than {MAX_FILE_BYTES} bytes, no architecture is")
+    try:
+        raw = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"genotype file {path} is not valid JSON, truncated perhaps ({shorten(error)})") from None
     if not isinstance(raw, dict):
         raise ValueError(f"genotype file {path} holds a JSON {type(raw).__name__}, an architecture is an object")

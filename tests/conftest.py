@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+import torch
 from hypothesis import settings
+
+# The tensors here are small: more threads only wait for each other, and would differ between machines.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 
 # Time limits belong to `make bench`; here they would only make slow machines fail.
 settings.register_profile("untimed", deadline=None)

@@ -28,6 +28,11 @@ class LayerChoice(nn.Module):
         super().__init__()
         _check_key(key)
         self.key = key
+        for name in candidates:
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+                raise ValueError(
+                    f"candidate {name!r} of LayerChoice {key!r}: allowed are identifiers no module attribute has"
+                )
         self.candidates = nn.ModuleDict(candidates)
         self.spec: LayerSpec = LayerSpec(tuple(name for name in candidates if name != ZERO))
         self.weights: Tensor | None = None

@@ -1,0 +1,160 @@
+"""The search step: alphas and weights in turn, one mini-batch each (algorithm 1 of arXiv 1806.09055)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from src.bilevel.hypergradient import Bilevel, Hypergradient, Loss, norm
+from src.bilevel.unroll import Tensors, VirtualStep, check_unrollable
+from src.errors import unknown
+from src.seeding import seed_step
+from src.spaces.choices import RelaxedSpace
+
+Labelled = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
+OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+
+
+class SearchModule(L.LightningModule):
+    """Searches a space: holds the supernet and its alphas, and optimises both.
+
+    A batch is {"weights": (images, labels), "arch": (images, labels)} from the two halves of the train split.
+    """
+
+    def __init__(
+        self,
+        space: nn.Module,
+        *,
+        num_classes: int,
+        hypergradient: Hypergradient,
+        weight_optimizer: OptimizerFactory,
+        alpha_optimizer: OptimizerFactory,
+        weight_scheduler: SchedulerFactory,
+        gradient_clip: float = 5.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if gradient_clip <= 0:
+            raise ValueError(f"optimizer.gradient_clip={gradient_clip}, allowed are numbers above 0")
+        self.automatic_optimization = False
+        self.net = RelaxedSpace(space)
+        self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.hypergradient = hypergradient
+        self.gradient_clip = gradient_clip
+        self.seed = seed
+        self._weight_optimizer = weight_optimizer
+        self._alpha_optimizer = alpha_optimizer
+        self._weight_scheduler = weight_scheduler
+        # BatchNorm writes its running statistics here in the passes that are not the weight step.
+        self._scratch_buffers: Tensors = {}
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def weights(self) -> Tensors:
+        """Return the network's weights by name, all parameters but the alphas."""
+        return {name: p for name, p in self.net.named_parameters() if not name.startswith("alphas.")}
+
+    def alphas(self) -> Tensors:
+        """Return the alphas by name, one vector a key."""
+        return {name: p for name, p in self.net.named_parameters() if name.startswith("alphas.")}
+
+    def configure_optimizers(self) -> Any:
+        """Return the weights' optimiser with its schedule, and the alphas' optimiser."""
+        weight_optimizer = self._weight_optimizer(iter(self.weights().values()))  # pyright: ignore[reportArgumentType]
+        alpha_optimizer = self._alpha_optimizer(iter(self.alphas().values()))  # pyright: ignore[reportArgumentType]
+        if self.hypergradient.order == 2:
+            check_unrollable(weight_optimizer)
+        return [weight_optimizer, alpha_optimizer], [self._weight_scheduler(weight_optimizer)]
+
+    def on_fit_start(self) -> None:
+        """Refuse a precision in which the hypergradient would be wrong."""
+        if self.trainer.precision not in PRECISIONS:
+            raise unknown("trainer.precision for search:", self.trainer.precision, PRECISIONS)
+        self._scratch_buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make whatever randomness an operation uses a function of the place in the run."""
+        seed_step(self.seed, self.current_epoch, batch_idx, self.global_rank)
+
+    def training_step(self, batch: dict[str, Labelled], batch_idx: int) -> None:
+        """Step the alphas on the arch batch, then the weights on the weight batch, with the new alphas."""
+        weight_optimizer, alpha_optimizer = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
+        self._step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)
+        self._step_weights(batch["weights"], weight_optimizer)
+
+    def _step_alphas(self, batch: dict[str, Labelled], weight_optimizer: Any, alpha_optimizer: Any) -> None:
+        weights, alphas = self.weights(), self.alphas()
+        unrolls = self.hypergradient.order == 2
+        gradient = self.hypergradient(
+            Bilevel(
+                weight_loss=self.loss_on(batch["weights"]),
+                arch_loss=self.loss_on(batch["arch"]),
+                weights=weights,
+                alphas=alphas,
+                step=VirtualStep.of(weight_optimizer, weights) if unrolls else VirtualStep(lr=0.0),
+            )
+        )
+        for name, alpha in alphas.items():
+            alpha.grad = gradient.total[name]
+        alpha_optimizer.step()
+        size = batch["arch"][1].shape[0]
+        self.log("arch_loss", gradient.arch_loss, on_step=False, on_epoch=True, batch_size=size)
+        self.log("hypergradient_norm", norm(gradient.total), on_step=False, on_epoch=True, batch_size=size)
+        if gradient.correction:
+            ratio = norm(gradient.correction) / norm(gradient.direct)
+            self.log("correction_ratio", ratio, on_step=False, on_epoch=True, batch_size=size)
+
+    def _step_weights(self, batch: Labelled, weight_optimizer: Any) -> None:
+        images, labels = batch
+        weights = list(self.weights().values())
+        alphas = {name: alpha.detach() for name, alpha in self.alphas().items()}
+        logits = functional_call(self.net, alphas, (channels_last(images),))
+        loss = F.cross_entropy(logits, labels)
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        nn.utils.clip_grad_norm_(weights, self.gradient_clip)
+        weight_optimizer.step()
+        self.train_accuracy(logits, labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+
+    def loss_on(self, batch: Labelled) -> Loss:
+        """Return the loss on a batch as a function of (weights, alphas) that leaves this module as it is."""
+        images, labels = batch
+        images = channels_last(images)
+
+        def loss(weights: Tensors, alphas: Tensors) -> Tensor:
+            state = {**weights, **alphas, **self._scratch_buffers}
+            return F.cross_entropy(functional_call(self.net, state, (images,)), labels)
+
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Step the schedule; Lightning leaves that to manual optimisation."""
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
+        scheduler.step()
+
+    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
+        """Measure the supernet with its running statistics."""
+        images, labels = batch
+        logits = self.net(channels_last(images))
+        self.val_accuracy(logits, labels)
+        self.log("val_loss", F.cross_entropy(logits, labels), batch_size=len(labels))
+        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Return images (N, C, H, W) with channels innermost in memory: the faster layout for these small convolutions."""
+    return images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,238 @@
+"""The search step against the paper's algorithm, written down once more in plain PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+
+import lightning as L
+import pytest
+import torch
+from problems import with_bug
+from torch.nn import functional as F
+
+from src.bilevel.hypergradient import FiniteDifference, of_order
+from src.spaces.cells import Supernet
+from src.spaces.choices import RelaxedSpace
+from src.training import search as module
+from src.training.search import SearchModule
+
+CLASSES, SHAPE = 3, (2, 8, 8)
+
+
+def supernet(seed: int = 0) -> Supernet:
+    torch.manual_seed(seed)
+    return Supernet(input_shape=SHAPE, num_classes=CLASSES, channels=2, cells=3, nodes=2, stem_multiplier=1)
+
+
+def batches(count: int, size: int = 6) -> list[dict]:
+    generator = torch.Generator().manual_seed(7)
+
+    def one() -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.randn(size, *SHAPE, generator=generator, dtype=torch.float64)
+        return images, torch.randint(CLASSES, (size,), generator=generator)
+
+    return [{"weights": one(), "arch": one()} for _ in range(count)]
+
+
+def search_module(order: int, kind: type[SearchModule] = SearchModule, hypergradient=None) -> SearchModule:
+    space = supernet()
+    torch.manual_seed(1)
+    return kind(
+        space,
+        num_classes=CLASSES,
+        hypergradient=hypergradient or of_order(order),
+        weight_optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=3e-4),
+        alpha_optimizer=functools.partial(torch.optim.Adam, lr=3e-3, betas=(0.5, 0.999), weight_decay=1e-3),
+        weight_scheduler=functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2, eta_min=0.01),
+        gradient_clip=1.0,
+    )
+
+
+def fit(search: SearchModule, data: list[dict], *, epochs: int = 2, precision="64-true") -> SearchModule:
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice on loaders and loggers
+        trainer.fit(search, train_dataloaders=torch.utils.data.DataLoader(data, batch_size=None))
+    return search
+
+
+def transcription(order: int, data: list[dict], epochs: int = 2, epsilon: float = 0.01) -> RelaxedSpace:
+    """Algorithm 1 of the paper: no functional calls, no optimiser classes, copies of the network where it needs them."""
+    space = supernet()
+    torch.manual_seed(1)
+    net = RelaxedSpace(space).double()
+
+    def split(model: RelaxedSpace) -> tuple[list, list]:
+        named = list(model.named_parameters())
+        weights = [p for name, p in named if not name.startswith("alphas.")]
+        return weights, [p for name, p in named if name.startswith("alphas.")]
+
+    def gradients(model: RelaxedSpace, batch, wanted: list) -> list[torch.Tensor]:
+        images, labels = batch
+        return list(torch.autograd.grad(F.cross_entropy(model(images), labels), wanted))
+
+    weights, alphas = split(net)
+    velocity = [torch.zeros_like(w) for w in weights]
+    first = [torch.zeros_like(a) for a in alphas]
+    second = [torch.zeros_like(a) for a in alphas]
+    count = 0
+    for epoch in range(epochs):
+        lr = 0.01 + (0.1 - 0.01) * (1 + torch.cos(torch.tensor(torch.pi * epoch / 2, dtype=torch.float64))) / 2
+        for batch in data:
+            # The alphas' gradient.
+            if order == 1:
+                clone = copy.deepcopy(net)
+                h = gradients(clone, batch["arch"], split(clone)[1])
+            else:
+                virtual = copy.deepcopy(net)
+                virtual_weights, virtual_alphas = split(virtual)
+                g = gradients(virtual, batch["weights"], virtual_weights)
+                with torch.no_grad():
+                    for w, gw, m in zip(virtual_weights, g, velocity, strict=True):
+                        w.copy_(w - lr * (0.9 * m + gw + 3e-4 * w))
+                both = gradients(virtual, batch["arch"], virtual_weights + virtual_alphas)
+                v, direct = both[: len(weights)], both[len(weights) :]
+                e = epsilon / torch.sqrt(torch.stack([(x**2).sum() for x in v]).sum())
+                sides = []
+                for sign in (1, -1):
+                    moved = copy.deepcopy(net)
+                    moved_weights, moved_alphas = split(moved)
+                    with torch.no_grad():
+                        for w, x in zip(moved_weights, v, strict=True):
+                            w.copy_(w + sign * e * x)
+                    sides.append(gradients(moved, batch["weights"], moved_alphas))
+                h = [d - lr * (p - n) / (2 * e) for d, p, n in zip(direct, *sides, strict=True)]
+            # Adam with weight decay in the gradient.
+            count += 1
+            with torch.no_grad():
+                for a, ga, m1, m2 in zip(alphas, h, first, second, strict=True):
+                    ga = ga + 1e-3 * a  # noqa: PLW2901
+                    m1.copy_(0.5 * m1 + 0.5 * ga)
+                    m2.copy_(0.999 * m2 + 0.001 * ga**2)
+                    a.sub_(3e-3 * (m1 / (1 - 0.5**count)) / ((m2 / (1 - 0.999**count)).sqrt() + 1e-8))
+            # The weights, with the new alphas, clipped.
+            g = gradients(net, batch["weights"], weights)
+            length = torch.sqrt(torch.stack([(x**2).sum() for x in g]).sum())
+            scale = min(1.0, 1.0 / (float(length) + 1e-6))
+            with torch.no_grad():
+                for w, gw, m in zip(weights, g, velocity, strict=True):
+                    m.copy_(0.9 * m + scale * gw + 3e-4 * w)
+                    w.sub_(lr * m)
+    return net
+
+
+def difference(search: SearchModule, reference: RelaxedSpace) -> float:
+    ours, theirs = search.net.state_dict(), reference.state_dict()
+    assert list(ours) == list(theirs)
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_search_equals_the_papers_algorithm(order: int) -> None:
+    data = batches(3)
+    # Weights, alphas and BatchNorm's buffers, num_batches_tracked among them, after six steps at two learning rates.
+    assert difference(fit(search_module(order), data), transcription(order, data)) < 1e-9
+
+
+def test_orders_differ() -> None:
+    data = batches(2)
+    assert difference(fit(search_module(1), data), transcription(2, data)) > 1e-5
+
+
+TRAPS = {
+    "the extra passes update running statistics": ("**self._scratch_buffers", ""),
+    "the old alphas in the weight step": (
+        "        self._step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)\n"
+        '        self._step_weights(batch["weights"], weight_optimizer)\n',
+        '        self._step_weights(batch["weights"], weight_optimizer)\n'
+        "        self._step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)\n",
+    ),
+    "alphas inside the weight optimiser": (
+        "self._weight_optimizer(iter(self.weights().values()))",
+        "self._weight_optimizer(iter(self.net.parameters()))",
+    ),
+    "the halves exchanged": (
+        'arch_loss=self.loss_on(batch["arch"])',
+        'arch_loss=self.loss_on(batch["weights"])',
+    ),
+    "no clipping": ("nn.utils.clip_grad_norm_(weights, self.gradient_clip)", "pass"),
+    "the schedule never stepped": ("        scheduler.step()", "        pass"),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_known_bugs_are_noticed(trap: str) -> None:
+    data = batches(3)
+    broken = with_bug(module, *TRAPS[trap])
+    try:
+        result = difference(fit(search_module(2, broken.SearchModule), data), transcription(2, data))
+    except AssertionError:
+        return  # one of the code's own promises did not hold
+    assert result > 1e-7
+
+
+def test_gradients_of_the_arch_half_never_reach_the_weights_optimiser() -> None:
+    seen = []
+
+    class Watched(SearchModule):
+        def _step_alphas(self, batch, weight_optimizer, alpha_optimizer) -> None:
+            super()._step_alphas(batch, weight_optimizer, alpha_optimizer)
+            seen.append([weight.grad for weight in self.weights().values()])
+
+    fit(search_module(2, Watched), batches(1), epochs=1)
+    assert seen == [[None] * len(seen[0])]
+
+
+def test_a_checkpoint_written_in_mid_step_holds_the_weights() -> None:
+    """Whatever the hypergradient is doing, the module's own parameters are those between two steps."""
+    search = search_module(2)
+    torn = []
+
+    class Peeking(FiniteDifference):
+        def __call__(self, problem):
+            before = {name: value.clone() for name, value in search.net.state_dict().items()}
+
+            def peeked(loss):
+                def inner(weights, alphas):
+                    value = loss(weights, alphas)
+                    now = search.net.state_dict()
+                    torn.append(any(not torch.equal(now[name], before[name]) for name in before))
+                    return value
+
+                return inner
+
+            fields = {**vars(problem), "weight_loss": peeked(problem.weight_loss)}
+            return super().__call__(type(problem)(**fields))
+
+    search.hypergradient = Peeking()
+    fit(search, batches(2), epochs=1)
+    assert len(torn) == 6
+    assert not any(torn)
+
+
+def test_adam_state_belongs_to_the_same_alpha_after_a_restore() -> None:
+    trained = fit(search_module(1), batches(2))
+    state = trained.trainer.optimizers[1].state_dict()
+    fresh = search_module(1).double()
+    _, alpha_optimizer = fresh.configure_optimizers()[0]
+    alpha_optimizer.load_state_dict(state)
+    names = list(trained.alphas())
+    assert names == list(fresh.alphas())
+    for name in names:
+        old = trained.trainer.optimizers[1].state[trained.alphas()[name]]["exp_avg"]
+        assert torch.equal(alpha_optimizer.state[fresh.alphas()[name]]["exp_avg"], old)
+
+
+def test_precisions_that_would_be_wrong_are_refused() -> None:
+    with pytest.raises(ValueError, match="allowed: 32-true, 64-true, bf16-mixed"):
+        fit(search_module(2), batches(1), precision="bf16-true")

@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
@@ -74,7 +75,7 @@ def test_edges_lead_from_their_state_through_their_operation_and_pass_no_frame(c
     lines = [
         np.asarray(patch.get_path().vertices)
         for patch in figure.axes[0].patches
-        if not isinstance(patch, FancyBboxPatch) and patch.get_facecolor()[3] == 0
+        if not isinstance(patch, FancyBboxPatch) and to_rgba(patch.get_facecolor())[3] == 0
     ]
 
     def joined(start: tuple[float, float], left: float, top: float, bottom: float) -> bool:
@@ -144,4 +145,5 @@ def test_png_and_array_are_the_same_picture() -> None:
     width, height = figure.get_size_inches() * 144
     assert array.shape[:2] == pytest.approx((height, width), abs=1)
     assert array.shape[2] == 3
-    assert np.unique(array.reshape(-1, 3), axis=0).shape[0] > 50
+    assert array.min() < 60  # the nodes are dark
+    assert array.max() == 255

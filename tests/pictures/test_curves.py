@@ -4,6 +4,7 @@ import math
 import xml.etree.ElementTree as ET
 
 import numpy as np
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -94,7 +95,7 @@ def test_heat_map_writes_every_weight_and_frames_the_answers() -> None:
     figure = heat_figure(KEYS, last, CHOICES, "Normal cell")
     drawn = texts(figure)
     assert drawn.count("0.200") == drawn.count("0.800") == len(KEYS)
-    framed = [patch for patch in figure.axes[0].patches if patch.get_facecolor()[3] == 0]
+    framed = [patch for patch in figure.axes[0].patches if to_rgba(patch.get_facecolor())[3] == 0]
     assert len(framed) == 4
     assert "node 2 → node 3" in drawn
 

@@ -144,7 +144,7 @@ class SearchModule(L.LightningModule):
         """Step the schedule; Lightning leaves that to manual optimisation."""
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
-        scheduler.step()
+        scheduler.step()  # pyright: ignore[reportCallIssue]
 
     def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         """Measure the supernet with its running statistics."""

@@ -166,7 +166,7 @@ TRAPS = {
         'arch_loss=self.loss_on(batch["weights"])',
     ),
     "no clipping": ("nn.utils.clip_grad_norm_(weights, self.gradient_clip)", "pass"),
-    "the schedule never stepped": ("        scheduler.step()", "        pass"),
+    "the schedule never stepped": ("        scheduler.step()", "        del scheduler"),
 }
 
 

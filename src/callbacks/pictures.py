@@ -1,0 +1,36 @@
+"""Cells as pictures in the loggers, so that a dashboard shows how they change."""
+
+from __future__ import annotations
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from src.pictures.cells import cell_figure, to_array
+from src.spaces.genotypes import KINDS, Genotype, is_cell_architecture
+from src.training.search import SearchModule
+
+
+class CellPictures(L.Callback):
+    """Logs the derived cells as images every so many epochs, to the loggers that take images."""
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"callbacks.pictures.every_n_epochs={every_n_epochs}, allowed are 1 and more")
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw and log; nothing is drawn if no logger takes images."""
+        assert isinstance(pl_module, SearchModule)
+        epoch = trainer.current_epoch
+        takers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
+        architecture = pl_module.net.derive()
+        if not takers or (epoch + 1) % self.every_n_epochs or not is_cell_architecture(architecture):
+            return
+        genotype = Genotype.from_architecture(architecture)
+        for kind in KINDS:
+            picture = to_array(cell_figure(getattr(genotype, kind), f"{kind} cell after epoch {epoch}"))
+            for logger in takers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"cells/{kind}", [picture], step=trainer.fit_loop.epoch_loop.total_batch_idx)
+                else:
+                    logger.experiment.add_image(f"cells/{kind}", picture, epoch, dataformats="HWC")

@@ -1,0 +1,90 @@
+"""The files a run leaves after every epoch: metrics, alphas, architectures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from src.files import write_whole
+from src.training.search import SearchModule
+
+
+class _EpochTable(L.Callback):
+    """A CSV file that is rewritten whole after every epoch; its rows are in the checkpoints too, to go on after them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+
+    def append(self, *rows: dict[str, Any]) -> None:
+        """Add rows; columns stand in the order in which they first came up."""
+        self.rows.extend(rows)
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, text.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the rows of a checkpoint."""
+        self.rows = list(state_dict["rows"])
+
+
+class EpochMetrics(_EpochTable):
+    """Writes `metrics.csv`, a row an epoch. Times are not in it, so two runs of one seed leave the same file."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "metrics.csv")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the epoch's row; the learning rate is the one it was trained with."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = dict(sorted(metrics.items(), key=lambda item: not item[0].startswith("train")))
+        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.append({"epoch": trainer.current_epoch, **metrics, "lr": lr})
+
+
+class EpochAlphas(_EpochTable):
+    """Writes `alphas.csv` (softmax weights after every epoch) and logs how decided the alphas are.
+
+    `alpha_entropy` is the mean over keys of the entropy of softmax(alpha), in nats: log(candidates) at the start, 0 when
+    every choice is made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "alphas.csv")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the epoch's rows, one for each candidate of each key."""
+        assert isinstance(pl_module, SearchModule)
+        weights = {key: row.detach() for key, row in pl_module.net.weights().items()}
+        entropies = [float(-(row * row.clamp_min(1e-30).log()).sum()) for row in weights.values()]
+        pl_module.log("alpha_entropy", sum(entropies) / len(entropies))
+        self.append(
+            *(
+                {"epoch": trainer.current_epoch, "key": key, "candidate": name, "weight": weight}
+                for key, names in pl_module.net.candidates().items()
+                for name, weight in zip(names, weights[key].tolist(), strict=True)
+            )
+        )
+
+
+class EpochArchitectures(L.Callback):
+    """Writes `checkpoints/epoch_{N}.json`, the architecture derived after epoch N, counted from 0."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "checkpoints"
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Derive and write this epoch's architecture."""
+        assert isinstance(pl_module, SearchModule)
+        pl_module.net.derive().write(self.folder / f"epoch_{trainer.current_epoch}.json")

@@ -1,0 +1,88 @@
+"""python -m src.retrain: train a genotype from scratch on the whole train split, and test it.
+
+    python -m src.retrain genotype=runs/search/RUN/genotype.json       what a search found
+    python -m src.retrain genotype=runs/search/RUN/checkpoints/epoch_49.json
+    python -m src.retrain genotype=DARTS_V2                            what the paper found
+    python -m src.retrain -m genotype=DARTS_V2 seed=0,1,2,3            the mean of several is what compares
+
+The run's folder ends up with curves (metrics.csv), the architecture (genotype.json), a report (report.html) and a
+record with the test accuracy (result.json).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from src.architecture import Architecture
+from src.callbacks.record import EpochMetrics
+from src.data.modules import RetrainData
+from src.launch import command_of_job, launch, mistakes
+from src.report import write_report
+from src.runs import Record, build_trainer, claim, count_macs, count_params, recorded
+from src.spaces.genotypes import load_cells
+from src.training.retrain import RetrainModule
+
+
+def build_data(config: DictConfig) -> RetrainData:
+    """Return the data module of a composed config, with its train split read."""
+    data = RetrainData(**{**config.data, "source": instantiate(config.data.source)}, seed=config.seed)
+    data.setup("fit")
+    return data
+
+
+def build_module(config: DictConfig, data: RetrainData, architecture: Architecture) -> RetrainModule:
+    """Return the retrain module of a composed config: the network of an architecture, and its optimiser."""
+    L.seed_everything(config.seed, verbose=False)
+    network: dict[str, Any] = dict(config.space)
+    training = {name: network.pop(name) for name in ("auxiliary_weight", "drop_path") if name in network}
+    return RetrainModule(
+        instantiate(network, architecture=architecture, input_shape=data.input_shape, num_classes=data.num_classes),
+        num_classes=data.num_classes,
+        optimizer=instantiate(config.optimizer.weights),
+        scheduler=instantiate(config.optimizer.schedule),
+        gradient_clip=config.optimizer.gradient_clip,
+        seed=config.seed,
+        **training,
+    )
+
+
+def retrain(config: DictConfig, folder: Path) -> None:
+    """Run one retrain into `folder`."""
+    with mistakes():
+        architecture = load_cells(config.genotype)
+        data = build_data(config)
+        module = build_module(config, data, architecture)
+        trainer = build_trainer(config, folder, last=[EpochMetrics(folder)])
+        record = Record(
+            kind="retrain",
+            command=command_of_job("retrain"),
+            seed=config.seed,
+            data=data.record(),
+            architecture=architecture,
+            params=count_params(module.net),
+            macs=count_macs(module.net, data.input_shape),
+        )
+        claim(folder, config)
+    with recorded(folder, record):
+        architecture.write(folder / "genotype.json")
+        trainer.fit(module, datamodule=data)
+        record.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        trainer.test(module, datamodule=data, verbose=False)
+        record.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    print(f"test accuracy: {record.metrics['test_accuracy']:.2%}")
+    print(f"report:        {write_report(folder)}")
+
+
+def main() -> int:
+    """Run the command; return its exit code."""
+    return launch("retrain", retrain)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""python -m src.search: find an architecture by gradient descent.
+
+    python -m src.search                                   first order, CIFAR-10, the paper's settings
+    python -m src.search order=2 seed=1                    second order (unrolled), another seed
+    python -m src.search -m order=1,2 seed=0,1,2,3         a sweep: eight runs
+
+The run's folder ends up with the architecture of every epoch (checkpoints/epoch_{N}.json), the final one
+(genotype.json), curves (metrics.csv, alphas.csv), a report (report.html) and a record (result.json).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
+from src.data.modules import SearchData
+from src.launch import command_of_job, launch, mistakes
+from src.report import write_report
+from src.runs import Record, build_trainer, claim, count_macs, count_params, recorded
+from src.training.search import SearchModule
+
+
+def build_data(config: DictConfig) -> SearchData:
+    """Return the data module of a composed config, with its halves read and cut."""
+    data = SearchData(**{**config.data, "source": instantiate(config.data.source)}, seed=config.seed)
+    data.setup("fit")
+    return data
+
+
+def build_module(config: DictConfig, data: SearchData) -> SearchModule:
+    """Return the search module of a composed config: supernet, alphas, hypergradient, optimisers."""
+    L.seed_everything(config.seed, verbose=False)
+    hypergradient = instantiate(config.hypergradient)
+    if hypergradient.order != config.order:
+        raise ValueError(
+            f"order={config.order} with hypergradient {type(hypergradient).__name__}, which is of order "
+            f"{hypergradient.order}; allowed are hypergradient=auto or one of the same order"
+        )
+    space = instantiate(config.space, input_shape=data.input_shape, num_classes=data.num_classes)
+    return SearchModule(
+        space,
+        num_classes=data.num_classes,
+        hypergradient=hypergradient,
+        weight_optimizer=instantiate(config.optimizer.weights),
+        alpha_optimizer=instantiate(config.optimizer.alphas),
+        weight_scheduler=instantiate(config.optimizer.schedule),
+        gradient_clip=config.optimizer.gradient_clip,
+        seed=config.seed,
+    )
+
+
+def search(config: DictConfig, folder: Path) -> None:
+    """Run one search into `folder`."""
+    with mistakes():
+        data = build_data(config)
+        module = build_module(config, data)
+        module.configure_optimizers()  # what the optimisers refuse is said before anything is written
+        recorders = [EpochMetrics(folder), EpochArchitectures(folder)]
+        trainer = build_trainer(config, folder, first=[EpochAlphas(folder)], last=recorders)
+        record = Record(
+            kind="search",
+            command=command_of_job("search"),
+            seed=config.seed,
+            order=config.order,
+            data=data.record(),
+            params=count_params(module.net.space),
+            macs=count_macs(module.net, data.input_shape),
+        )
+        claim(folder, config)
+    with recorded(folder, record):
+        trainer.fit(module, datamodule=data)
+        record.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        record.architecture = module.net.derive()
+        record.architecture.write(folder / "genotype.json")
+    print(f"genotype: {folder / 'genotype.json'}")
+    print(f"report:   {write_report(folder)}")
+
+
+def main() -> int:
+    """Run the command; return its exit code."""
+    return launch("search", search)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

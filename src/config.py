@@ -44,6 +44,7 @@ class CellSpace:
     """The CNN cell space as it is searched; see `src.spaces.cells.Supernet`."""
 
     _target_: str = MISSING
+    impl: str = MISSING
     channels: int = MISSING
     cells: int = MISSING
     nodes: int = MISSING

@@ -16,13 +16,19 @@ from pathlib import Path
 import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
 
+from src.bilevel.hypergradient import Exact, Hypergradient
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.data.modules import SearchData
+from src.errors import unknown
 from src.launch import command_of_job, launch, mistakes
 from src.report import write_report
 from src.runs import Record, build_trainer, claim, count_macs, count_params, recorded
 from src.training.search import SearchModule
+
+IMPLEMENTATIONS = ("fused", "reference")
+FUSED_FORMS = {"src.spaces.cells.Supernet": "src.spaces.fused.FusedSupernet"}
 
 
 def build_data(config: DictConfig) -> SearchData:
@@ -30,6 +36,24 @@ def build_data(config: DictConfig) -> SearchData:
     data = SearchData(**{**config.data, "source": instantiate(config.data.source)}, seed=config.seed)
     data.setup("fit")
     return data
+
+
+def build_space(config: DictConfig, data: SearchData, hypergradient: Hypergradient) -> nn.Module:
+    """Return the search space of a composed config, in the form that `space.impl` asks for."""
+    space = dict(config.space)
+    impl = space.pop("impl", None)
+    if impl not in (None, *IMPLEMENTATIONS):
+        raise unknown("form in space.impl:", impl, IMPLEMENTATIONS)
+    if impl == "fused":
+        if space["_target_"] not in FUSED_FORMS:
+            print(f"space.impl=fused: {space['_target_']} has no fused form, its own is used", file=sys.stderr)
+        elif isinstance(hypergradient, Exact):
+            print(
+                "space.impl=fused: an exact hypergradient differentiates twice, the reference is used", file=sys.stderr
+            )
+        else:
+            space["_target_"] = FUSED_FORMS[space["_target_"]]
+    return instantiate(space, input_shape=data.input_shape, num_classes=data.num_classes)
 
 
 def build_module(config: DictConfig, data: SearchData) -> SearchModule:
@@ -41,9 +65,8 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
             f"order={config.order} with hypergradient {type(hypergradient).__name__}, which is of order "
             f"{hypergradient.order}; allowed are hypergradient=auto or one of the same order"
         )
-    space = instantiate(config.space, input_shape=data.input_shape, num_classes=data.num_classes)
     return SearchModule(
-        space,
+        build_space(config, data, hypergradient),
         num_classes=data.num_classes,
         hypergradient=hypergradient,
         weight_optimizer=instantiate(config.optimizer.weights),

@@ -17,6 +17,7 @@ class Progress(TQDMProgressBar):
         super().__init__(refresh_rate=refresh_rate if sys.stderr.isatty() else 0)
         self._start = time.monotonic()
         self._first_batch = 0
+        self._latest: dict[str, str] = {}
 
     def on_train_start(self, *args: Any) -> None:
         """Start the clock; what a resumed run had done before does not count."""
@@ -26,9 +27,15 @@ class Progress(TQDMProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Return what the bar shows behind the batches: loss, accuracy, time left."""
-        shown = super().get_metrics(trainer, pl_module)
-        shown.pop("v_num", None)
-        return {**shown, "left": _duration(self._seconds_left(trainer))}
+        return {**self._latest, "left": _duration(self._seconds_left(trainer))}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the batch's loss and accuracy from what the training step returned."""
+        if self.is_enabled:
+            self._latest = {"loss": f"{float(outputs['loss']):.3f}", "accuracy": f"{float(outputs['accuracy']):.1%}"}
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's line."""

@@ -68,17 +68,17 @@ class RetrainModule(L.LightningModule):
             self.net.drop_path = self.drop_path * self.current_epoch / epochs  # pyright: ignore[reportArgumentType]
         seed_step(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
-    def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
-        """Return the loss, the auxiliary head's share included."""
+    def training_step(self, batch: Labelled, batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss, the auxiliary head's share included, and the accuracy."""
         images, labels = batch
         logits, auxiliary = self(images)
         loss = F.cross_entropy(logits, labels)
-        self.train_accuracy(logits, labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
-        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        accuracy = self.train_accuracy(logits, labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         if auxiliary is not None:
             loss = loss + self.auxiliary_weight * F.cross_entropy(auxiliary, labels)
-        return loss
+        return {"loss": loss, "accuracy": accuracy}
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map images (N, C, H, W) to logits (N, num_classes) and an auxiliary head's logits or None."""
@@ -98,4 +98,4 @@ class RetrainModule(L.LightningModule):
         logits, _ = self(images)
         accuracy(logits, labels)
         self.log(f"{name}_loss", F.cross_entropy(logits, labels), batch_size=len(labels))
-        self.log(f"{name}_accuracy", accuracy, prog_bar=True)
+        self.log(f"{name}_accuracy", accuracy)

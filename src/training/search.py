@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from src.bilevel.hypergradient import Bilevel, Hypergradient, Loss, norm
+from src.bilevel.hypergradient import AlphaGradient, Bilevel, Hypergradient, Loss, norm
 from src.bilevel.unroll import Tensors, VirtualStep, check_unrollable
 from src.errors import unknown
 from src.seeding import seed_step
@@ -55,8 +55,6 @@ class SearchModule(L.LightningModule):
         self._weight_optimizer = weight_optimizer
         self._alpha_optimizer = alpha_optimizer
         self._weight_scheduler = weight_scheduler
-        # BatchNorm writes its running statistics here in the passes that are not the weight step.
-        self._scratch_buffers: Tensors = {}
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -80,19 +78,35 @@ class SearchModule(L.LightningModule):
         """Refuse a precision in which the hypergradient would be wrong."""
         if self.trainer.precision not in PRECISIONS:
             raise unknown("trainer.precision for search:", self.trainer.precision, PRECISIONS)
-        self._scratch_buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make whatever randomness an operation uses a function of the place in the run."""
         seed_step(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
-    def training_step(self, batch: dict[str, Labelled], batch_idx: int) -> None:
-        """Step the alphas on the arch batch, then the weights on the weight batch, with the new alphas."""
-        weight_optimizer, alpha_optimizer = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
-        self._step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)
-        self._step_weights(batch["weights"], weight_optimizer)
+    def training_step(self, batch: dict[str, Labelled], batch_idx: int) -> dict[str, Tensor]:
+        """Step the alphas on the arch batch, then the weights on the weight batch, with the new alphas.
 
-    def _step_alphas(self, batch: dict[str, Labelled], weight_optimizer: Any, alpha_optimizer: Any) -> None:
+        Returns the weight batch's loss and accuracy, for callbacks.
+        """
+        weight_optimizer, alpha_optimizer = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
+        gradient = self.step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)
+        loss, logits = self.step_weights(batch["weights"], weight_optimizer)
+
+        labels = batch["weights"][1]
+        accuracy = self.train_accuracy(logits, labels)
+        means = {
+            "train_loss": loss,
+            "arch_loss": gradient.arch_loss,
+            "hypergradient_norm": norm(gradient.total),
+        }
+        if gradient.correction:
+            means["correction_ratio"] = norm(gradient.correction) / norm(gradient.direct)
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+        return {"loss": loss, "accuracy": accuracy}
+
+    def step_alphas(self, batch: dict[str, Labelled], weight_optimizer: Any, alpha_optimizer: Any) -> AlphaGradient:
+        """Step the alphas along the hypergradient; the weights, their gradients and all buffers stay as they are."""
         weights, alphas = self.weights(), self.alphas()
         unrolls = self.hypergradient.order == 2
         gradient = self.hypergradient(
@@ -107,14 +121,10 @@ class SearchModule(L.LightningModule):
         for name, alpha in alphas.items():
             alpha.grad = gradient.total[name]
         alpha_optimizer.step()
-        size = batch["arch"][1].shape[0]
-        self.log("arch_loss", gradient.arch_loss, on_step=False, on_epoch=True, batch_size=size)
-        self.log("hypergradient_norm", norm(gradient.total), on_step=False, on_epoch=True, batch_size=size)
-        if gradient.correction:
-            ratio = norm(gradient.correction) / norm(gradient.direct)
-            self.log("correction_ratio", ratio, on_step=False, on_epoch=True, batch_size=size)
+        return gradient
 
-    def _step_weights(self, batch: Labelled, weight_optimizer: Any) -> None:
+    def step_weights(self, batch: Labelled, weight_optimizer: Any) -> tuple[Tensor, Tensor]:
+        """Step the weights along their clipped gradient, and return the loss and the logits before the step."""
         images, labels = batch
         weights = list(self.weights().values())
         alphas = {name: alpha.detach() for name, alpha in self.alphas().items()}
@@ -125,17 +135,17 @@ class SearchModule(L.LightningModule):
             weight.grad = gradient
         nn.utils.clip_grad_norm_(weights, self.gradient_clip)
         weight_optimizer.step()
-        self.train_accuracy(logits, labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
-        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        return loss.detach(), logits.detach()
 
     def loss_on(self, batch: Labelled) -> Loss:
         """Return the loss on a batch as a function of (weights, alphas) that leaves this module as it is."""
         images, labels = batch
         images = channels_last(images)
+        # BatchNorm writes its running statistics here: only the weight step's pass may count.
+        scratch = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
 
         def loss(weights: Tensors, alphas: Tensors) -> Tensor:
-            state = {**weights, **alphas, **self._scratch_buffers}
+            state = {**weights, **alphas, **scratch}
             return F.cross_entropy(functional_call(self.net, state, (images,)), labels)
 
         return loss
@@ -152,7 +162,7 @@ class SearchModule(L.LightningModule):
         logits = self.net(channels_last(images))
         self.val_accuracy(logits, labels)
         self.log("val_loss", F.cross_entropy(logits, labels), batch_size=len(labels))
-        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
+        self.log("val_accuracy", self.val_accuracy)
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -150,12 +150,12 @@ def test_orders_differ() -> None:
 
 
 TRAPS = {
-    "the extra passes update running statistics": ("**self._scratch_buffers", ""),
+    "the extra passes update running statistics": (", **scratch", ""),
     "the old alphas in the weight step": (
-        "        self._step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)\n"
-        '        self._step_weights(batch["weights"], weight_optimizer)\n',
-        '        self._step_weights(batch["weights"], weight_optimizer)\n'
-        "        self._step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)\n",
+        "        gradient = self.step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)\n"
+        '        loss, logits = self.step_weights(batch["weights"], weight_optimizer)\n',
+        '        loss, logits = self.step_weights(batch["weights"], weight_optimizer)\n'
+        "        gradient = self.step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)\n",
     ),
     "alphas inside the weight optimiser": (
         "self._weight_optimizer(iter(self.weights().values()))",
@@ -185,9 +185,10 @@ def test_gradients_of_the_arch_half_never_reach_the_weights_optimiser() -> None:
     seen = []
 
     class Watched(SearchModule):
-        def _step_alphas(self, batch, weight_optimizer, alpha_optimizer) -> None:
-            super()._step_alphas(batch, weight_optimizer, alpha_optimizer)
+        def step_alphas(self, batch, weight_optimizer, alpha_optimizer):
+            gradient = super().step_alphas(batch, weight_optimizer, alpha_optimizer)
             seen.append([weight.grad for weight in self.weights().values()])
+            return gradient
 
     fit(search_module(2, Watched), batches(1), epochs=1)
     assert seen == [[None] * len(seen[0])]

@@ -6,7 +6,7 @@ config is composed. `check` then looks at ranges and at what does not go togethe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -128,13 +128,22 @@ def register_schemas() -> None:
 
 def check(command: str, config: DictConfig) -> None:
     """Raise a `ValueError` for a key that the command does not know (+key=...), or a value that no run can use."""
-    known = [entry.name for entry in fields(SearchConfig if command == "search" else RetrainConfig)]
-    for key in config:
-        if key not in known:
-            raise unknown("key", key, known)
+    _check_keys(config, SearchConfig if command == "search" else RetrainConfig, "")
+    if config.data.source is None:
+        raise ValueError("data.source is null, allowed is a source as in conf/data/")
     if "order" in config and config.order not in (1, 2):
         raise ValueError(f"order={config.order}, allowed are 1 (first order) and 2 (unrolled)")
     if not 0 <= config.seed <= LARGEST_SEED:
         raise ValueError(f"seed={config.seed}, allowed are 0 to {LARGEST_SEED}")
     if config.epochs < 1:
         raise ValueError(f"epochs={config.epochs}, allowed are 1 and more")
+
+
+def _check_keys(node: DictConfig, schema: type, within: str) -> None:
+    known = {entry.name: entry for entry in fields(schema)}
+    for key in node:
+        if key not in known:
+            raise ValueError(f"{unknown('key', key, known)}{within and f', in {within}'}")
+        kind = known[str(key)].default_factory
+        if isinstance(kind, type) and is_dataclass(kind):
+            _check_keys(node[key], kind, str(key))

@@ -25,7 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from src.config import check, register_schemas
 from src.errors import unknown
-from src.runs import record_refusal
+from src.runs import own_loggers, record_refusal
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FAILED, MISTAKE = 1, 2  # exit codes; a mistake is what the user can put right
@@ -76,7 +76,8 @@ def launch(command: str, job: Callable[[DictConfig, Path], None]) -> int:
         try:
             with mistakes():
                 check(command, config)
-            job(config, folder)
+            with own_loggers():
+                job(config, folder)
         except UserError as error:
             codes.append(_refuse(str(error)))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -89,7 +90,9 @@ def launch(command: str, job: Callable[[DictConfig, Path], None]) -> int:
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except OSError as error:
+        return _refuse(f"cannot make the folder {error.filename}: {error.strerror} (folder=...)")
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         return _refuse(_composition_mistake(command, error))
     return max(codes)
 
@@ -109,8 +112,10 @@ def _refuse(message: str) -> int:
 def _composition_mistake(command: str, error: Exception) -> str:
     """Say in one line why a config could not be composed, with the nearest name that exists."""
     cause = error.__cause__ or error
-    if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}, allowed are overrides of the form key=value"
+    nameless = [argument for argument in sys.argv[1:] if argument.startswith("=")]
+    if isinstance(error, OverrideParseException) or nameless:
+        unreadable = error.override if isinstance(error, OverrideParseException) else nameless[0]
+        return f"cannot read {unreadable!r}, allowed are overrides of the form key=value"
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         options = [option for option in error.options if not option.endswith("_schema")]
@@ -131,7 +136,7 @@ def _unknown_key(command: str, key: str, error: Exception) -> str:
     """Name the nearest key; keys of one parent are listed, the whole tree is too much to read."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(command)
+        config = compose(command, overrides=[text for text in sys.argv[1:] if _chooses_an_option(text)])
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(config, parent, throw_on_missing=False) if parent else config
     if not isinstance(node, DictConfig):
@@ -143,6 +148,11 @@ def _unknown_key(command: str, key: str, error: Exception) -> str:
         return _one_line(error)
     nearest = str(unknown("key", last, names))
     return nearest if not parent else f"{nearest}, in {parent}"
+
+
+def _chooses_an_option(override: str) -> bool:
+    group, _, option = override.partition("=")
+    return (CONF / group / f"{option}.yaml").is_file()
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from src.callbacks.record import EpochMetrics
 from src.data.modules import RetrainData
 from src.launch import command_of_job, launch, mistakes
 from src.report import write_report
-from src.runs import Record, build_trainer, claim, count_macs, count_params, recorded
+from src.runs import Record, build_trainer, check_optimizers, claim, count_macs, count_params, recorded
 from src.spaces.genotypes import load_cells
 from src.training.retrain import RetrainModule
 
@@ -58,6 +58,7 @@ def retrain(config: DictConfig, folder: Path) -> None:
         architecture = load_cells(config.genotype)
         data = build_data(config)
         module = build_module(config, data, architecture)
+        check_optimizers(module)
         trainer = build_trainer(config, folder, last=[EpochMetrics(folder)])
         record = Record(
             kind="retrain",

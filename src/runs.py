@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -72,9 +74,25 @@ def recorded(folder: Path, record: Record) -> Iterator[None]:
     write_result(folder, record, "ok", None, time.monotonic() - start)
 
 
+@contextmanager
+def own_loggers() -> Iterator[None]:
+    """End the job's W&B run with the job: W&B keeps it, and its mode, in the process, where the next job would find them."""
+    mode = os.environ.get("WANDB_MODE")
+    try:
+        yield
+    finally:
+        wandb = sys.modules.get("wandb")  # there only if the job used it
+        if wandb is not None and wandb.run is not None:
+            wandb.finish()
+        if mode is None:
+            os.environ.pop("WANDB_MODE", None)
+        else:
+            os.environ["WANDB_MODE"] = mode
+
+
 def record_refusal(folder: Path, kind: str, command: str, config: DictConfig, error: str) -> None:
     """Leave a `result.json` for a job of a sweep that was refused, unless the folder holds another run's."""
-    if not (folder / "result.json").exists():
+    if not any((folder / name).exists() for name in ("result.json", "config.yaml")):
         record = Record(kind=kind, command=command, seed=config.seed, order=config.get("order"))
         write_result(folder, record, "failed", error, 0.0)
 
@@ -120,6 +138,16 @@ def build_trainer(
         enable_model_summary=False,
         default_root_dir=str(folder),
     )
+
+
+def check_optimizers(module: L.LightningModule) -> None:
+    """Raise a `ValueError` for settings that the optimisers or schedules do not take, before anything is written."""
+    try:
+        module.configure_optimizers()
+    except TypeError as error:
+        raise ValueError(
+            f"optimizer.weights, optimizer.schedule or optimizer.alphas does not fit its _target_: {error}"
+        ) from error
 
 
 def count_params(module: nn.Module) -> int:

@@ -24,8 +24,8 @@ from src.data.modules import SearchData
 from src.errors import unknown
 from src.launch import command_of_job, launch, mistakes
 from src.report import write_report
-from src.runs import Record, build_trainer, claim, count_macs, count_params, recorded
-from src.training.search import SearchModule
+from src.runs import Record, build_trainer, check_optimizers, claim, count_macs, count_params, recorded
+from src.training.search import SearchModule, check_precision
 
 IMPLEMENTATIONS = ("fused", "reference")
 FUSED_FORMS = {"src.spaces.cells.Supernet": "src.spaces.fused.FusedSupernet"}
@@ -82,9 +82,10 @@ def search(config: DictConfig, folder: Path) -> None:
     with mistakes():
         data = build_data(config)
         module = build_module(config, data)
-        module.configure_optimizers()  # what the optimisers refuse is said before anything is written
+        check_optimizers(module)
         recorders = [EpochMetrics(folder), EpochArchitectures(folder)]
         trainer = build_trainer(config, folder, first=[EpochAlphas(folder)], last=recorders)
+        check_precision(trainer.precision)
         record = Record(
             kind="search",
             command=command_of_job("search"),

@@ -160,7 +160,7 @@ class ImageFolder(Source):
     """
 
     def __init__(self, root: str | Path, image_size: int | None = None) -> None:
-        if image_size is not None and image_size < 1:
+        if image_size is not None and not (isinstance(image_size, int) and image_size >= 1):
             raise ValueError(f"data.source.image_size={image_size}, allowed are null and whole numbers from 1")
         self.root = Path(root).expanduser()
         self.image_size = image_size

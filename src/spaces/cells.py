@@ -5,7 +5,7 @@ Implements section 2.1 and appendix A.1.1 of arXiv 1806.09055.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,26 +33,34 @@ class CellPlan:
         return self.kind == "reduce"
 
 
-def plan_cells(*, cells: int, channels: int, stem_channels: int, nodes: int) -> Iterator[CellPlan]:
-    """Yield the plan of each cell: reduction cells at 1/3 and 2/3 of the depth, each doubling the channels.
+def plan_cells(*, cells: int, channels: int, stem_multiplier: int, nodes: int) -> list[CellPlan]:
+    """Return the plan of each cell: reduction cells at 1/3 and 2/3 of the depth, each doubling the channels.
 
-    A cell's output has `nodes` * channels channels.
+    The stem has `stem_multiplier` * channels channels, a cell's output `nodes` * channels.
 
     Raises:
         ValueError: a number is out of range.
     """
-    for name, value, lowest in (("cells", cells, 3), ("channels", channels, 1), ("nodes", nodes, 1)):
+    ranges = {
+        "cells": (cells, 3),
+        "channels": (channels, 1),
+        "nodes": (nodes, 1),
+        "stem_multiplier": (stem_multiplier, 1),
+    }
+    for name, (value, lowest) in ranges.items():
         if value < lowest:
             raise ValueError(f"space.{name}={value}, allowed are {lowest} and more")
     if nodes > MAX_NODES:
         raise ValueError(f"space.nodes={nodes}, allowed are 1 to {MAX_NODES}")
-    before_last = last = stem_channels
+    before_last = last = stem_multiplier * channels
     reduction_last = False
+    plans = []
     for index in range(cells):
         reduction = index in (cells // 3, 2 * cells // 3)
         channels *= 2 if reduction else 1
-        yield CellPlan("reduce" if reduction else "normal", channels, before_last, last, reduction_last)
+        plans.append(CellPlan("reduce" if reduction else "normal", channels, before_last, last, reduction_last))
         before_last, last, reduction_last = last, nodes * channels, reduction
+    return plans
 
 
 def preprocess(plan: CellPlan, *, affine: bool) -> tuple[nn.Module, nn.Module]:
@@ -122,11 +130,8 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         check_candidates(candidates)
-        if stem_multiplier < 1:
-            raise ValueError(f"space.stem_multiplier={stem_multiplier}, allowed are 1 and more")
-        stem_channels = stem_multiplier * channels
-        plans = list(plan_cells(cells=cells, channels=channels, stem_channels=stem_channels, nodes=nodes))
-        self.stem = stem(input_shape[0], stem_channels)
+        plans = plan_cells(cells=cells, channels=channels, stem_multiplier=stem_multiplier, nodes=nodes)
+        self.stem = stem(input_shape[0], stem_multiplier * channels)
         self.cells = nn.ModuleList(self.cell(plan, nodes=nodes, candidates=candidates) for plan in plans)
         self.classifier = nn.Linear(nodes * plans[-1].channels, num_classes)
 

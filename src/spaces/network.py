@@ -34,10 +34,9 @@ class Network(nn.Module):
         super().__init__()
         genotype = Genotype.from_architecture(architecture)
         nodes = len(genotype.normal)
-        stem_channels = stem_multiplier * channels
-        plans = list(plan_cells(cells=cells, channels=channels, stem_channels=stem_channels, nodes=nodes))
+        plans = plan_cells(cells=cells, channels=channels, stem_multiplier=stem_multiplier, nodes=nodes)
         self.drop_path = 0.0
-        self.stem = stem(input_shape[0], stem_channels)
+        self.stem = stem(input_shape[0], stem_multiplier * channels)
         self.cells = nn.ModuleList(
             GenotypeCell(plan, genotype.reduce if plan.reduction else genotype.normal) for plan in plans
         )

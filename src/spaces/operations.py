@@ -74,15 +74,17 @@ class FactorizedReduce(nn.Module):
         super().__init__()
         half = channels_out // 2
         self.relu = nn.ReLU()
-        self.even = nn.Conv2d(channels_in, half, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(channels_in, channels_out - half, 1, stride=2, bias=False)
+        # The pixels are picked before the convolution: PyTorch 2.14's own strided 1x1 convolution of fewer than 8
+        # channels, channels_last, on a CPU, corrupts memory in its backward pass.
+        self.even = nn.Conv2d(channels_in, half, 1, bias=False)
+        self.odd = nn.Conv2d(channels_in, channels_out - half, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2)); an odd side is padded with a zero."""
         x = self.relu(x)
-        shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
-        return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+        padded = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        return self.norm(torch.cat([self.even(x[:, :, ::2, ::2]), self.odd(padded[:, :, 1::2, 1::2])], dim=1))
 
 
 class Pool(nn.Module):

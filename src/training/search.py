@@ -76,8 +76,7 @@ class SearchModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse a precision in which the hypergradient would be wrong."""
-        if self.trainer.precision not in PRECISIONS:
-            raise unknown("trainer.precision for search:", self.trainer.precision, PRECISIONS)
+        check_precision(self.trainer.precision)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make whatever randomness an operation uses a function of the place in the run."""
@@ -163,6 +162,12 @@ class SearchModule(L.LightningModule):
         self.val_accuracy(logits, labels)
         self.log("val_loss", F.cross_entropy(logits, labels), batch_size=len(labels))
         self.log("val_accuracy", self.val_accuracy)
+
+
+def check_precision(precision: str) -> None:
+    """Raise a `ValueError` for a precision in which gradients by `torch.autograd.grad` would be scaled or too coarse."""
+    if precision not in PRECISIONS:
+        raise unknown("trainer.precision for search:", precision, PRECISIONS)
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def test_nothing_is_touched(hypergradient: Hypergradient) -> None:
 )
 def test_number_of_passes_and_what_they_differentiate(hypergradient: Hypergradient, passes: int) -> None:
     problem = real_cells()
-    wants: list[tuple[bool, bool]] = []
+    wants: list[tuple[bool, ...]] = []
 
     def watched(loss):
         def inner(weights, alphas):

@@ -95,7 +95,9 @@ def test_derived_by_hand() -> None:
     assert choices["normal_n3_p2"] == "skip_connect"
     assert choices[switch_key("normal", 3)] == (edge_key("normal", 3, 1), edge_key("normal", 3, 2))
     assert all(answer != "none" for answer in choices.values())
-    assert all(len(choices[switch_key(kind, n)]) == EDGES_PER_NODE for kind in ("normal", "reduce") for n in (2, 3))
+    assert all(
+        len(choices[switch_key(kind, n)] or ()) == EDGES_PER_NODE for kind in ("normal", "reduce") for n in (2, 3)
+    )
 
 
 def test_alphas_stand_in_the_order_of_the_cells() -> None:

@@ -103,7 +103,9 @@ def test_a_choice_within_a_choice() -> None:
     assert set(net.alphas) == {"outer", "inner"}
     assert net(torch.randn(2, 3)).shape == (2, 3)
     space = Nested()
-    two = space.outer.candidates["inner"].candidates["two"]
+    inner = space.outer.candidates["inner"]
+    assert isinstance(inner, LayerChoice)
+    two = inner.candidates["two"]
     assert fix(space, Architecture({"outer": "inner", "inner": "two"})).outer is two
 
 

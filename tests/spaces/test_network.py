@@ -85,7 +85,7 @@ def test_identity_is_never_dropped(monkeypatch) -> None:
     monkeypatch.setattr("src.spaces.network.drop_path", lambda x, p: calls.append(p) or x)
     net.drop_path = 0.2
     net(torch.randn(2, 3, 32, 32))
-    edges = [op for cell in net.cells for node in cell.nodes for op in node]
+    edges = [op for cell in net.cells for node in cell.get_submodule("nodes").children() for op in node.children()]
     identities = sum(isinstance(op, nn.Identity) for op in edges)
     assert identities > 0
     assert len(calls) == len(edges) - identities

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from typing import Any
 
 import lightning as L
 import pytest
@@ -50,7 +51,7 @@ def search_module(order: int, kind: type[SearchModule] = SearchModule, hypergrad
     )
 
 
-def fit(search: SearchModule, data: list[dict], *, epochs: int = 2, precision="64-true") -> SearchModule:
+def fit(search: SearchModule, data: list[dict], *, epochs: int = 2, precision: Any = "64-true") -> SearchModule:
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -62,7 +63,8 @@ def fit(search: SearchModule, data: list[dict], *, epochs: int = 2, precision="6
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loaders and loggers
-        trainer.fit(search, train_dataloaders=torch.utils.data.DataLoader(data, batch_size=None))
+        loader: Any = torch.utils.data.DataLoader(data, batch_size=None)  # pyright: ignore[reportArgumentType]
+        trainer.fit(search, train_dataloaders=loader)
     return search
 
 

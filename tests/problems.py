@@ -62,9 +62,11 @@ def real_cells(seed: int = 0, *, smooth: bool = False) -> Bilevel:
     net = RelaxedSpace(space, init_scale=0.5).double()
     batches = [(torch.randn(6, 2, 8, 8, dtype=torch.float64), torch.randint(3, (6,))) for _ in range(2)]
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    parameters = dict(net.named_parameters())
-    weights = {name: value for name, value in parameters.items() if not name.startswith("alphas.")}
-    alphas = {name: value for name, value in parameters.items() if name.startswith("alphas.")}
+    parameters: dict[str, torch.Tensor] = dict(net.named_parameters())
+    weights: dict[str, torch.Tensor] = {
+        name: value for name, value in parameters.items() if not name.startswith("alphas.")
+    }
+    alphas: dict[str, torch.Tensor] = {name: value for name, value in parameters.items() if name.startswith("alphas.")}
 
     def loss_on(batch):
         images, labels = batch

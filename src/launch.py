@@ -90,10 +90,10 @@ def launch(command: str, job: Callable[[DictConfig, Path], None]) -> int:
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)()
-    except OSError as error:
-        return _refuse(f"cannot make the folder {error.filename}: {error.strerror} (folder=...)")
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return _refuse(_composition_mistake(command, error))
+    except OSError as error:
+        return _refuse(f"cannot make the folder {error.filename}: {error.strerror} (folder=...)")
     return max(codes)
 
 

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+import torch
+
+from src import bench
+from src.bilevel.hypergradient import of_order
+
+SMALL = [
+    "--channels",
+    "4",
+    "--cells",
+    "3",
+    "--nodes",
+    "2",
+    "--batch",
+    "4",
+    "--image",
+    "8",
+    "--pairs",
+    "1",
+    "--steps",
+    "1",
+]
+SIZES = argparse.Namespace(channels=4, cells=3, nodes=2, batch=4, image=8, device="cpu", precision="fp32")
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("form", ["published, channels_last", "reference", "fused"])
+def test_every_form_takes_the_same_step(form: str, order: int) -> None:
+    """A baseline that did less, or something else, would make the comparison worthless."""
+
+    def alphas_after_a_step(name: str) -> torch.Tensor:
+        torch.set_default_dtype(torch.float64)
+        try:
+            search = bench.search_form(name, SIZES, of_order(order))
+            batch = {k: (images.double(), labels) for k, (images, labels) in bench.noise(SIZES).items()}
+            search(batch)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        net = search.net if isinstance(search, bench.PublishedSearch) else search.module.net
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    torch.testing.assert_close(alphas_after_a_step(form), alphas_after_a_step("published"), rtol=1e-6, atol=1e-9)
+
+
+def test_the_command_prints_tables_and_writes_json(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(bench, "peak_memory", lambda arguments, device: 1.5)
+    path = tmp_path / "bench.json"
+    parts = ["search", "hypergradient", "data"]
+    assert bench.main([*parts, *SMALL, "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads(path.read_text())["results"]
+    assert list(results) == parts
+    assert [row["form"] for row in results["search"]] == [*bench.SEARCH_FORMS] * 2
+    assert all(row["seconds"] > 0 and row["operator calls"] > 100 for row in results["search"])
+    exact = [row for row in results["hypergradient"] if row["hypergradient"] == "exact"]
+    assert [row["gradient off by"] for row in exact] == [0.0, 0.0]
+    assert "| times faster" in printed
+
+
+def test_memory_is_that_of_a_process_of_its_own() -> None:
+    assert bench.peak_memory(["--measure", "fused", *SMALL[:10]], "cpu") > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serch"], "unknown part 'serch' (allowed: search"),
+        (["data", "--pairs", "0"], "--pairs 0: allowed are 1 and more"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        bench.main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err

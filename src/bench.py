@@ -50,7 +50,8 @@ from src.spaces.choices import RelaxedSpace
 from src.spaces.fused import FusedSupernet
 from src.spaces.genotypes import NAMED_GENOTYPES
 from src.spaces.network import Network
-from src.training.search import SearchModule, channels_last
+from src.training.module import channels_last
+from src.training.search import SearchModule
 
 PARTS = ("search", "hypergradient", "retrain", "data", "growth")
 SEARCH_FORMS = ("published", "published, channels_last", "reference", "fused")

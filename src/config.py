@@ -10,11 +10,20 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from src.errors import unknown
 
 LARGEST_SEED = 2**32 - 1
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+# conf/ has the folder of a run, or of a sweep, from it: a given one to go on in, or a new one. A launcher that starts
+# processes of its own imports this module there, so it stands outside of `register_schemas`.
+OmegaConf.register_new_resolver("first", _first, replace=True)
 
 
 @dataclass
@@ -85,6 +94,13 @@ class RetrainOptimizer:
 
 
 @dataclass
+class Sweep:
+    """A sweep of the command. `resume`: the folder of one that is to be completed."""
+
+    resume: str | None = None
+
+
+@dataclass
 class SearchConfig:
     """`python -m src.search`."""
 
@@ -92,6 +108,9 @@ class SearchConfig:
     seed: int = MISSING
     epochs: int = MISSING
     folder: str = MISSING
+    resume: str | None = None
+    checkpoint_minutes: float | None = MISSING
+    sweep: Sweep = field(default_factory=Sweep)
     data: SearchData = field(default_factory=SearchData)
     space: Any = MISSING
     hypergradient: Any = MISSING
@@ -109,6 +128,9 @@ class RetrainConfig:
     seed: int = MISSING
     epochs: int = MISSING
     folder: str = MISSING
+    resume: str | None = None
+    checkpoint_minutes: float | None = MISSING
+    sweep: Sweep = field(default_factory=Sweep)
     data: RetrainData = field(default_factory=RetrainData)
     space: Any = MISSING
     optimizer: RetrainOptimizer = field(default_factory=RetrainOptimizer)

@@ -18,3 +18,15 @@ def shorten(value: object, limit: int = 60) -> str:
     """Return `value` as text of at most `limit` characters on one line, for use inside a message."""
     text = " ".join(str(value).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+class Interrupted(Exception):
+    """The user asked the run to stop, and it stopped after a whole step, with a checkpoint."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+class Diverged(Exception):
+    """A gradient is not finite; the weights are still those before it."""

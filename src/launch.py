@@ -25,7 +25,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from src.config import check, register_schemas
 from src.errors import unknown
-from src.runs import own_loggers, record_refusal
+from src.resume import SETTINGS, first_difference, read_settings, with_saved_settings
+from src.runs import RunFailed, own_loggers, record_refusal, status_of
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FAILED, MISTAKE = 1, 2  # exit codes; a mistake is what the user can put right
@@ -57,39 +58,55 @@ def launch(command: str, job: Callable[[DictConfig, Path], None]) -> int:
     """Run `job(config, folder)` for what the command line asks for, once or for each job of a sweep.
 
     `command` names the primary config in conf/. `folder` exists and is the job's own. A job that fails, or that is
-    refused, does not keep a sweep from its other jobs.
+    refused, does not keep a sweep from its other jobs; one that is interrupted ends the sweep.
 
     Returns:
-        The exit code: 0, 1 if a job failed, 2 if the user can put it right.
+        The exit code: 0, 1 if a run failed, 2 if the user can put it right.
     """
-    # Lightning's own announcements would drown the run's.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning.*")
     # Hydra would print errors itself, in several lines and with exit code 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_schemas()
 
     codes = [0]
+    launched_by = os.getpid()
+
+    def end(code: int) -> None:
+        codes.append(code)
+        if os.getpid() != launched_by:  # a launcher's process, whose memory the command does not see
+            raise _JobEnded(code)
 
     def task(config: DictConfig) -> None:
+        # Lightning's own announcements would drown the run's. Here, since a launcher may start processes for jobs.
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", module="lightning.*")
         folder = Path(HydraConfig.get().runtime.output_dir)
+        sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             with mistakes():
+                config = _to_go_on(command, config, folder, sweeps=sweeps)
                 check(command, config)
             with own_loggers():
                 job(config, folder)
+        except _Done as done:
+            print(done)
         except UserError as error:
-            codes.append(_refuse(str(error)))
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(f"error: {error}", file=sys.stderr)
+            if sweeps:
                 record_refusal(folder, command, command_of_job(command), config, str(error))
             elif not any(folder.iterdir()):
                 folder.rmdir()
+            end(MISTAKE)
+        except RunFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            end(FAILED)
         except Exception:
             traceback.print_exc()  # the run's result.json has it in one line
-            codes.append(FAILED)
+            end(FAILED)
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)()
+    except _JobEnded as ended:  # Hydra lets the other jobs run before it raises what the first of them raised
+        codes.append(ended.code)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return _refuse(_composition_mistake(command, error))
     except OSError as error:
@@ -97,10 +114,43 @@ def launch(command: str, job: Callable[[DictConfig, Path], None]) -> int:
     return max(codes)
 
 
+class _JobEnded(Exception):
+    """A job ended with an exit code other than 0, and has said why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class _Done(Exception):
+    """A job of a sweep that was to be completed has nothing left to do."""
+
+
+def _to_go_on(command: str, config: DictConfig, folder: Path, *, sweeps: bool) -> DictConfig:
+    """Return the settings of a job: those composed or, for one that goes on, its own."""
+    overrides = HydraConfig.get().overrides.task
+    if not sweeps:
+        if config.sweep.resume is not None:
+            raise ValueError("sweep.resume goes with --multirun, allowed for one run is resume=FOLDER")
+        return config if config.resume is None else with_saved_settings(command, config, overrides, folder)
+    if config.resume is not None:
+        raise ValueError("resume takes one run, allowed for a sweep is sweep.resume=FOLDER")
+    if config.sweep.resume is None or not (folder / SETTINGS).exists():
+        return config
+    saved, _ = read_settings(folder)
+    different = first_difference(config, saved)
+    if different is not None:
+        raise ValueError(f"{folder} holds a run with another {different}, allowed is the sweep's own command")
+    if status_of(folder) == "ok":
+        raise _Done(f"{folder}: finished before")
+    config.resume = str(folder)
+    return config
+
+
 def command_of_job(command: str) -> str:
     """Return the shell command that runs the present job again, in a folder of its own."""
     overrides = HydraConfig.get().overrides.task
-    kept = [override for override in overrides if not override.lstrip("+").startswith("folder=")]
+    kept = [override for override in overrides if not override.lstrip("+").startswith(("folder=", "sweep.resume="))]
     return shlex.join(["python", "-m", f"src.{command}", *kept])
 
 

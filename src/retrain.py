@@ -4,6 +4,7 @@
     python -m src.retrain genotype=runs/search/RUN/checkpoints/epoch_49.json
     python -m src.retrain genotype=DARTS_V2                            what the paper found
     python -m src.retrain -m genotype=DARTS_V2 seed=0,1,2,3            the mean of several is what compares
+    python -m src.retrain resume=runs/retrain/RUN                      go on with a run that was stopped
 
 The run's folder ends up with curves (metrics.csv), the architecture (genotype.json), a report (report.html) and a
 record with the test accuracy (result.json).
@@ -24,7 +25,17 @@ from src.callbacks.record import EpochMetrics
 from src.data.modules import RetrainData
 from src.launch import command_of_job, launch, mistakes
 from src.report import write_report
-from src.runs import Record, build_trainer, check_optimizers, claim, count_macs, count_params, recorded
+from src.runs import (
+    Record,
+    build_trainer,
+    check_optimizers,
+    claim,
+    count_macs,
+    count_params,
+    is_first_process,
+    join_batch_norms,
+    recorded,
+)
 from src.spaces.genotypes import load_cells
 from src.training.retrain import RetrainModule
 
@@ -55,29 +66,34 @@ def build_module(config: DictConfig, data: RetrainData, architecture: Architectu
 def retrain(config: DictConfig, folder: Path) -> None:
     """Run one retrain into `folder`."""
     with mistakes():
-        architecture = load_cells(config.genotype)
+        # A run that goes on has its own genotype: the file it began with may have changed since.
+        own = folder / "genotype.json"
+        architecture = load_cells(str(own) if config.resume is not None and own.exists() else config.genotype)
         data = build_data(config)
         module = build_module(config, data, architecture)
         check_optimizers(module)
-        trainer = build_trainer(config, folder, last=[EpochMetrics(folder)])
+        metrics = EpochMetrics(folder)
+        trainer = build_trainer(config, folder, last=[metrics])
         record = Record(
             kind="retrain",
-            command=command_of_job("retrain"),
             seed=config.seed,
             data=data.record(),
             architecture=architecture,
             params=count_params(module.net),
             macs=count_macs(module.net, data.input_shape),
         )
-        claim(folder, config)
-    with recorded(folder, record):
-        architecture.write(folder / "genotype.json")
-        trainer.fit(module, datamodule=data)
-        record.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        join_batch_norms(module.net, config)
+        run = claim(folder, config, command_of_job("retrain"), trainer, module)
+    with recorded(run, record, config, trainer):
+        if is_first_process():
+            architecture.write(folder / "genotype.json")
+        trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint)
+        record.metrics = metrics.latest()
         trainer.test(module, datamodule=data, verbose=False)
         record.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-    print(f"test accuracy: {record.metrics['test_accuracy']:.2%}")
-    print(f"report:        {write_report(folder)}")
+    if is_first_process():
+        print(f"test accuracy: {record.metrics['test_accuracy']:.2%}")
+        print(f"report:        {write_report(folder)}")
 
 
 def main() -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
-import time
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,30 @@ from typing import Any
 import lightning as L
 import torch
 import torchvision
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.architecture import Architecture
+from src.callbacks.checkpoint import Checkpoints
+from src.checkpoints import WholeCheckpoints, newest
+from src.errors import Diverged, Interrupted
 from src.files import write_whole
+from src.resume import SETTINGS, read_settings, settings_text
+from src.spaces.batch_norm import synchronise
+from src.training.parallel import Averaging
 
-INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; a second run in one folder is then not noticed
+    fcntl = None
+
+RESULT, LOCK = "result.json", ".lock"
 
 
 @dataclass
@@ -35,8 +50,8 @@ class Record:
     """What `result.json` says of a run; the command fills it in while the run goes on."""
 
     kind: str
-    command: str
     seed: int
+    command: str = ""
     order: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
     params: int | None = None
@@ -45,33 +60,161 @@ class Record:
     architecture: Architecture | None = None
 
 
-def claim(folder: Path, config: DictConfig) -> None:
-    """Make a folder this run's own by writing `config.yaml` into it.
+def is_first_process() -> bool:
+    """Return whether this process writes the run's files: always, unless a run has several."""
+    return rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
+
+
+class RunFailed(Exception):
+    """A run ended for a reason that is known and said in one line; `result.json` has it, too."""
+
+
+@dataclass
+class Run:
+    """A folder that is this process's own, and the checkpoint to go on from, if it goes on.
+
+    Of several processes the first alone writes into the folder and holds its lock.
+    """
+
+    folder: Path
+    command: str
+    checkpoint: Path | None
+    lock: int | None = None
+
+
+def claim(folder: Path, config: DictConfig, command: str, trainer: L.Trainer, module: L.LightningModule) -> Run:
+    """Make a folder this run's own by locking it and writing `config.yaml` into it, or take up the run in it.
 
     Raises:
-        ValueError: the folder already holds a run.
+        ValueError: another process is at it; or it already holds a run, and `config.resume` does not ask to go on with
+            it; or it does, and there is nothing to go on from, or nothing left to do.
     """
-    for name, what in (("result.json", "a finished run"), ("config.yaml", "a run that was begun")):
-        if (folder / name).exists():
-            raise ValueError(f"{folder} already holds {what} ({name}), allowed is a folder without one (folder=...)")
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    run = Run(folder, command, None)
+    first = is_first_process()
+    if first:
+        run.lock = _lock(folder)
+    try:
+        if config.resume is None:
+            for name, what in ((RESULT, "a finished run"), (SETTINGS, "a run that was begun")):
+                if first and (folder / name).exists():
+                    raise ValueError(
+                        f"{folder} already holds {what} ({name}), allowed are a folder without one (folder=...) and "
+                        f"resume={folder}"
+                    )
+        else:
+            _, run.command = read_settings(folder)
+            found = newest(folder / "checkpoints", module)
+            if found is not None:
+                run.checkpoint, checkpoint = found
+                _check_unfinished(folder, checkpoint, trainer)
+        if first:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (folder / RESULT).unlink(missing_ok=True)
+            write_whole(folder / SETTINGS, settings_text(config, run.command))
+    except BaseException:
+        _unlock(run)
+        raise
+    return run
+
+
+def _check_unfinished(folder: Path, checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
+    begun_by = len(checkpoint["epoch_sums"])
+    if begun_by not in (0, trainer.world_size):
+        raise ValueError(
+            f"the checkpoint in {folder} was written within an epoch by {begun_by} process(es), not {trainer.world_size}, "
+            f"allowed are as many to go on (trainer.devices={begun_by})"
+        )
+    if status_of(folder) == "ok" and trainer.max_epochs is not None and checkpoint["epoch"] + 1 >= trainer.max_epochs:
+        raise ValueError(
+            f"{folder} has finished its {trainer.max_epochs} epochs, allowed is epochs={trainer.max_epochs + 1} or more"
+        )
+
+
+def status_of(folder: Path) -> str | None:
+    """Return the status that a run's `result.json` says, or None if it has none that can be read."""
+    try:
+        return str(json.loads((folder / RESULT).read_bytes())["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until `_unlock` or the end of this process, however it ends."""
+    if fcntl is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise ValueError(
+            f"{folder} is in use by another process, allowed is a folder of its own (folder=...)"
+        ) from None
+    return lock
+
+
+def _unlock(run: Run) -> None:
+    if run.lock is not None:
+        with suppress(OSError):
+            (run.folder / LOCK).unlink()
+        os.close(run.lock)
+        run.lock = None
 
 
 @contextmanager
-def recorded(folder: Path, record: Record) -> Iterator[None]:
-    """Write `result.json` once, at the end of the block: status `ok`, `failed` or `interrupted`."""
-    start = time.monotonic()
+def recorded(run: Run, record: Record, config: DictConfig, trainer: L.Trainer) -> Iterator[None]:
+    """Write `result.json` once, at the end of the block: status `ok`, `failed` or `interrupted`.
+
+    Raises:
+        SystemExit: the run was interrupted; the exit code is 128 and the signal's number.
+        RunFailed: it failed for a reason that is known.
+    """
+    record.command = run.command
+
+    def write(status: str, error: str | None) -> None:
+        if is_first_process():
+            (clock,) = (callback for callback in trainer.callbacks if isinstance(callback, Checkpoints))  # pyright: ignore[reportAttributeAccessIssue]
+            write_result(run.folder, record, status, error, clock.seconds)
+
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as signal:  # Lightning turns Ctrl-C within fit into SystemExit
-        write_result(folder, record, "interrupted", "stopped by the user", time.monotonic() - start)
-        raise SystemExit(INTERRUPTED) from signal
+        write("ok", None)
+    except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # Lightning turns a KeyboardInterrupt into SystemExit
+        number = stop.signal_number if isinstance(stop, Interrupted) else signal.SIGINT
+        go_on = f"python -m src.{record.kind} resume={run.folder}"
+        write("interrupted", f"stopped by {signal.Signals(number).name}; to go on: {go_on}")
+        if is_first_process():
+            print(f"stopped; to go on: {go_on}", file=sys.stderr)
+        raise SystemExit(128 + number) from stop
     except BaseException as failure:
-        error = " ".join("".join(traceback.format_exception_only(failure)).split())
-        write_result(folder, record, "failed", error, time.monotonic() - start)
+        known = reason(failure, config)
+        error = known or " ".join("".join(traceback.format_exception_only(failure)).split())
+        try:
+            write("failed", error)
+        except OSError as another:
+            raise RunFailed(f"{error}; {RESULT} cannot be written either: {another.strerror}") from failure
+        if known:
+            raise RunFailed(known) from failure
         raise
-    write_result(folder, record, "ok", None, time.monotonic() - start)
+    finally:
+        _unlock(run)
+
+
+def reason(failure: BaseException, config: DictConfig) -> str | None:
+    """Return in one line why a run failed and what would help, for the failures that are nobody's mistake in code."""
+    text = " ".join(str(failure).split())
+    if isinstance(failure, Diverged):
+        return text
+    if isinstance(failure, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        size = config.data.batch_size
+        return (
+            f"out of memory with data.batch_size={size}, space.channels={config.space.get('channels')}; "
+            f"data.batch_size={max(1, size // 2)} takes about half"
+        )
+    if isinstance(failure, OSError):
+        return f"cannot write {failure.filename or 'a file of the run'}: {failure.strerror or text}"
+    return None
 
 
 @contextmanager
@@ -92,8 +235,8 @@ def own_loggers() -> Iterator[None]:
 
 def record_refusal(folder: Path, kind: str, command: str, config: DictConfig, error: str) -> None:
     """Leave a `result.json` for a job of a sweep that was refused, unless the folder holds another run's."""
-    if not any((folder / name).exists() for name in ("result.json", "config.yaml")):
-        record = Record(kind=kind, command=command, seed=config.seed, order=config.get("order"))
+    if not any((folder / name).exists() for name in (RESULT, SETTINGS)):
+        record = Record(kind=kind, seed=config.seed, command=command, order=config.get("order"))
         write_result(folder, record, "failed", error, 0.0)
 
 
@@ -115,29 +258,83 @@ def write_result(folder: Path, record: Record, status: str, error: str | None, s
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    write_whole(folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
 def build_trainer(
     config: DictConfig, folder: Path, *, first: Sequence[L.Callback] = (), last: Sequence[L.Callback] = ()
 ) -> L.Trainer:
-    """Return the trainer of a composed config; callbacks run in the order `first`, the config's, `last`, checkpoint."""
+    """Return the trainer of a composed config; callbacks run in the order `first`, the config's, `last`, checkpoints.
+
+    Raises:
+        ValueError: several processes without the strategy that averages, or in a job of a sweep.
+    """
     chosen = [instantiate(callback) for callback in (config.callbacks or {}).values()]
-    checkpoint = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="last",
-        save_top_k=1,
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-    )
-    return instantiate(
-        config.trainer,
-        callbacks=[*first, *chosen, *last, checkpoint],
+    settings = {name: value for name, value in config.trainer.items() if name != "sync_batchnorm"}
+    sweeps = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeps and settings["devices"] == 1 and settings["accelerator"] in ("auto", "gpu", "cuda"):
+        gpus = torch.cuda.device_count()
+        if gpus > 1:  # jobs may run side by side
+            settings["devices"] = [own_gpu(gpus)]
+    trainer: L.Trainer = instantiate(
+        settings,
+        callbacks=[*first, *chosen, *last, Checkpoints(folder, config.checkpoint_minutes)],
+        plugins=[WholeCheckpoints()],
         logger=[instantiate(logger) for logger in (config.logger or {}).values()],
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
         enable_model_summary=False,
         default_root_dir=str(folder),
     )
+    if trainer.world_size > 1:
+        if not isinstance(trainer.strategy, Averaging):
+            raise ValueError(
+                f"{trainer.world_size} processes with trainer.strategy={config.trainer.strategy}, allowed are "
+                "trainer=ddp (GPUs) and trainer=ddp_cpu, which average the gradients of a search"
+            )
+        if sweeps:
+            raise ValueError(
+                f"a job of a sweep on {trainer.world_size} processes would start the whole sweep in each of them, "
+                "allowed is one device a job (trainer.devices=1), or one run without --multirun"
+            )
+    return trainer
+
+
+_gpu_lock: int | None = None
+
+
+def own_gpu(count: int) -> int:
+    """Return the number of a GPU that no other job of a sweep on this machine has; it is this process's until it ends
+    or asks again.
+
+    Raises:
+        ValueError: all `count` GPUs are taken.
+    """
+    global _gpu_lock  # noqa: PLW0603
+    if _gpu_lock is not None:
+        os.close(_gpu_lock)
+        _gpu_lock = None
+    if fcntl is None:
+        return 0
+    for index in range(count):
+        lock = os.open(
+            Path(tempfile.gettempdir()) / f"darts-gpu-{os.getuid()}-{index}.lock", os.O_RDWR | os.O_CREAT, 0o600
+        )
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            continue
+        _gpu_lock = lock
+        return index
+    raise ValueError(
+        f"all {count} GPUs have a job of a sweep, allowed are as many jobs at once (hydra.launcher.n_jobs={count})"
+    )
+
+
+def join_batch_norms(module: nn.Module, config: DictConfig) -> None:
+    """Let BatchNorms take the joined batch of all processes, if `trainer.sync_batchnorm` asks for it."""
+    if config.trainer.get("sync_batchnorm"):
+        synchronise(module)
 
 
 def check_optimizers(module: L.LightningModule) -> None:

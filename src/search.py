@@ -3,6 +3,7 @@
     python -m src.search                                   first order, CIFAR-10, the paper's settings
     python -m src.search order=2 seed=1                    second order (unrolled), another seed
     python -m src.search -m order=1,2 seed=0,1,2,3         a sweep: eight runs
+    python -m src.search resume=runs/search/RUN            go on with a run that was stopped
 
 The run's folder ends up with the architecture of every epoch (checkpoints/epoch_{N}.json), the final one
 (genotype.json), curves (metrics.csv, alphas.csv), a report (report.html) and a record (result.json).
@@ -24,7 +25,17 @@ from src.data.modules import SearchData
 from src.errors import unknown
 from src.launch import command_of_job, launch, mistakes
 from src.report import write_report
-from src.runs import Record, build_trainer, check_optimizers, claim, count_macs, count_params, recorded
+from src.runs import (
+    Record,
+    build_trainer,
+    check_optimizers,
+    claim,
+    count_macs,
+    count_params,
+    is_first_process,
+    join_batch_norms,
+    recorded,
+)
 from src.training.search import SearchModule, check_precision
 
 IMPLEMENTATIONS = ("fused", "reference")
@@ -83,26 +94,28 @@ def search(config: DictConfig, folder: Path) -> None:
         data = build_data(config)
         module = build_module(config, data)
         check_optimizers(module)
-        recorders = [EpochMetrics(folder), EpochArchitectures(folder)]
-        trainer = build_trainer(config, folder, first=[EpochAlphas(folder)], last=recorders)
+        metrics = EpochMetrics(folder)
+        trainer = build_trainer(config, folder, first=[EpochAlphas(folder)], last=[metrics, EpochArchitectures(folder)])
         check_precision(trainer.precision)
         record = Record(
             kind="search",
-            command=command_of_job("search"),
             seed=config.seed,
             order=config.order,
             data=data.record(),
             params=count_params(module.net.space),
             macs=count_macs(module.net, data.input_shape),
         )
-        claim(folder, config)
-    with recorded(folder, record):
-        trainer.fit(module, datamodule=data)
-        record.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        join_batch_norms(module.net, config)
+        run = claim(folder, config, command_of_job("search"), trainer, module)
+    with recorded(run, record, config, trainer):
+        trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint)
+        record.metrics = metrics.latest()
         record.architecture = module.net.derive()
-        record.architecture.write(folder / "genotype.json")
-    print(f"genotype: {folder / 'genotype.json'}")
-    print(f"report:   {write_report(folder)}")
+        if is_first_process():
+            record.architecture.write(folder / "genotype.json")
+    if is_first_process():
+        print(f"genotype: {folder / 'genotype.json'}")
+        print(f"report:   {write_report(folder)}")
 
 
 def main() -> int:

@@ -232,7 +232,10 @@ class TestMessages:
             ("data.batchsize=8", "unknown key 'batchsize', did you mean 'batch_size'? (allowed: source, batch_size,"),
             ("optimizer.alpha.lr=1", "unknown key 'alpha', did you mean 'alphas'?"),
             ("optimizer.alphas.lrr=1", "unknown key 'lrr', did you mean 'lr'?"),
-            ("trainer=gpus", "unknown trainer option 'gpus', did you mean 'gpu'? (allowed: auto, cpu, gpu"),
+            (
+                "trainer=gpus",
+                "unknown trainer option 'gpus', did you mean 'gpu'? (allowed: auto, cpu, ddp, ddp_cpu, gpu)",
+            ),
             ("logger=tensorbord", "did you mean 'tensorboard'?"),
             ("debug=overfitt", "did you mean 'overfit'? (allowed: fdr, overfit, profiler)"),
             ("hypergradient=onesided", "did you mean 'one_sided'?"),

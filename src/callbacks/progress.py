@@ -54,7 +54,7 @@ class Progress(TQDMProgressBar):
         """Print a line, above the bar if there is one."""
         if self.is_enabled and self.train_progress_bar is not None:
             super().print(*args, **kwargs)
-        else:
+        elif self.trainer.is_global_zero:
             print(*args, flush=True)
 
     def _seconds_left(self, trainer: L.Trainer) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 
+from src import processes
 from src.files import write_whole
 from src.training.search import SearchModule
 
@@ -21,8 +22,10 @@ class _EpochTable(L.Callback):
         self.rows: list[dict[str, Any]] = []
 
     def append(self, *rows: dict[str, Any]) -> None:
-        """Add rows; columns stand in the order in which they first came up."""
+        """Add rows; columns stand in the order in which they first came up. The first process writes them."""
         self.rows.extend(rows)
+        if processes.rank() > 0:
+            return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -52,6 +55,10 @@ class EpochMetrics(_EpochTable):
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         self.append({"epoch": trainer.current_epoch, **metrics, "lr": lr})
 
+    def latest(self) -> dict[str, float]:
+        """Return the metrics of the last epoch."""
+        return {name: value for name, value in self.rows[-1].items() if name not in ("epoch", "lr")}
+
 
 class EpochAlphas(_EpochTable):
     """Writes `alphas.csv` (softmax weights after every epoch) and logs how decided the alphas are.
@@ -74,7 +81,7 @@ class EpochAlphas(_EpochTable):
                 {"epoch": trainer.current_epoch, "key": key, "candidate": name, "weight": weight}
                 for key, names in pl_module.net.candidates().items()
                 for name, weight in zip(names, weights[key].tolist(), strict=True)
-            )
+            ),
         )
 
 
@@ -87,4 +94,5 @@ class EpochArchitectures(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Derive and write this epoch's architecture."""
         assert isinstance(pl_module, SearchModule)
-        pl_module.net.derive().write(self.folder / f"epoch_{trainer.current_epoch}.json")
+        if processes.rank() == 0:
+            pl_module.net.derive().write(self.folder / f"epoch_{trainer.current_epoch}.json")

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.processes import total
+from src.spaces.batch_norm import processes_joined_by
 from src.spaces.cells import Cell, CellPlan, Node, Supernet
 from src.spaces.choices import LayerChoice
 from src.spaces.operations import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv, Zero
@@ -99,8 +101,8 @@ def _send(index: int, state: Tensor, edges: list[LayerChoice], sums: list[_Sum],
             outputs = source.factorized_reduce(operations, statistics)
         else:
             outputs = [operation(state) for operation in operations]
-        for total, output, layer in zip(sums, outputs, layers or [None] * len(sums), strict=True):
-            total.add((index, column), output, layer)
+        for node, output, layer in zip(sums, outputs, layers or [None] * len(sums), strict=True):
+            node.add((index, column), output, layer)
 
 
 def _has_plain_norm(norm: nn.Module) -> bool:
@@ -195,6 +197,11 @@ class _Call(NamedTuple):
     statistics: _Statistics
     places: list[tuple[int, int]]
 
+    @property
+    def processes(self) -> int:
+        """Over how many processes the BatchNorms' batch extends."""
+        return processes_joined_by(self.norms[0]) if self.norms else 1
+
 
 class _Statistics:
     """The statistics of a batch that a cell's BatchNorms are to remember; three kernels update all of them."""
@@ -244,7 +251,8 @@ def _batch_norm(x: Tensor, norms: Sequence[nn.Module], statistics: _Statistics) 
     if not norms[0].training:
         return [norm(x) for norm in norms]
     first, *_ = norms = [cast(nn.BatchNorm2d, norm) for norm in norms]
-    output, mean, variance = cast("tuple[Tensor, Tensor, Tensor]", _Normalise.apply(x, first.eps))
+    processes = processes_joined_by(first)
+    output, mean, variance = cast("tuple[Tensor, Tensor, Tensor]", _Normalise.apply(x, first.eps, processes))
     statistics.add(norms, [mean] * len(norms), [variance] * len(norms))
     if first.weight is not None:
         output = output * first.weight[:, None, None] + first.bias[:, None, None]
@@ -261,13 +269,14 @@ class _Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, eps: float, processes: int) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.processes = processes
         with _no_autocast(x):
             flat = _wide(_flat(x))
-            pixels = flat.shape[0]
-            mean = flat.sum(0) / pixels
+            pixels = flat.shape[0] * processes
+            mean = _joined(flat.sum(0), processes) / pixels
             centred = flat - mean
-            squares = (centred * centred).sum(0)
+            squares = _joined((centred * centred).sum(0), processes)
             scale = (squares / pixels + eps).rsqrt()
             output = _unflat(centred.mul_(scale).to(x.dtype), x)
             variance = squares / (pixels - 1)
@@ -281,11 +290,11 @@ class _Normalise(torch.autograd.Function):
         output, scale = ctx.saved_tensors
         with _no_autocast(grad):
             flat, normal = _wide(_flat(grad)), _wide(_flat(output))
-            pixels = flat.shape[0]
-            constant = -scale * flat.sum(0) / pixels
-            slope = -scale * (flat * normal).sum(0) / pixels
+            pixels = flat.shape[0] * ctx.processes
+            sums = _joined(torch.stack([flat.sum(0), (flat * normal).sum(0)]), ctx.processes)
+            constant, slope = -scale * sums / pixels
             x_grad = torch.addcmul(constant, normal, slope).addcmul_(flat, scale)
-        return _unflat(x_grad.to(grad.dtype), output), None
+        return _unflat(x_grad.to(grad.dtype), output), None, None
 
 
 # Depthwise convolutions
@@ -412,14 +421,20 @@ def _fold(inputs: Sequence[Tensor], weights: Tensor, call: _Call) -> _Folded:
         mean = torch.stack([cast(Tensor, norm.running_mean) for norm in norms])
         variance = torch.stack([cast(Tensor, norm.running_var) for norm in norms])
         return _Folded(mean, (variance + eps).rsqrt(), None, None)
-    pixels = inputs[0].shape[0]
+    processes = processes_joined_by(norms[0])
+    pixels = inputs[0].shape[0] * processes
     second_moment = torch.empty_like(weights)
     input_mean = weights.new_empty(weights.shape[0], weights.shape[2])
     for index, d in enumerate(map(_wide, inputs)):
         torch.mm(d.t(), d, out=second_moment[index])
         torch.sum(d, 0, out=input_mean[index])
-    input_mean /= pixels
-    covariance = second_moment.div_(pixels).sub_(input_mean[:, :, None] * input_mean[:, None, :])
+    if processes > 1:
+        second_moment, input_mean = total(torch.cat([second_moment, input_mean[:, None]], dim=1)).split(
+            [weights.shape[2], 1], dim=1
+        )
+        input_mean = input_mean[:, 0]
+    input_mean = input_mean / pixels
+    covariance = (second_moment / pixels).sub_(input_mean[:, :, None] * input_mean[:, None, :])
     mean = (weights @ input_mean[:, :, None])[:, :, 0]
     variance = ((weights @ covariance) * weights).sum(2).clamp_(min=0)
     call.statistics.add(norms, mean.unbind(), (variance * (pixels / (pixels - 1))).unbind())
@@ -442,6 +457,7 @@ def _unfold(
     factor: Tensor,
     folded: _Folded,
     *,
+    processes: int,
     needs_weights: bool,
     needs_inputs: Sequence[bool],
 ) -> _Gradients:
@@ -451,9 +467,12 @@ def _unfold(
     factor (K, 1) is a. With A = g^T d and q = scale * (rowsum(W * A) - mean * total), the gradient of a is sum(q), and
     that of d is g (a scale W) - d (W^T diag(a scale^2 q / P) W) + constant. The first product is a 1x1 convolution,
     which adds the constant on its way: 0.35 ms against 0.44 as torch.addmm.
+
+    Where BatchNorm joins several processes, P, q and the totals in the gradient of d are those of all; the gradients of
+    a and W are this process's share.
     """
     mean, scale, input_mean, covariance = folded
-    pixels = grads[0].numel() // grads[0].shape[1]
+    pixels = grads[0].numel() // grads[0].shape[1] * processes
     products = torch.empty_like(weights)
     for index, (grad, d) in enumerate(zip(grads, inputs, strict=True)):
         torch.mm(_wide(_flat(grad)).t(), _wide(_flat(d)), out=products[index])
@@ -465,9 +484,10 @@ def _unfold(
     if needs_weights:
         weight_grad = slope[:, :, None] * products
     if input_mean is not None and covariance is not None:  # the batch's statistics depend on d, too
-        curvature = slope * scale * q / pixels
+        joined_q, joined_totals = _joined(torch.stack([q, totals]), processes)
+        curvature = slope * scale * joined_q / pixels
         bend = -(weights * curvature[:, :, None]).transpose(1, 2) @ weights
-        constant = ((curvature * mean - slope * totals / pixels)[:, None, :] @ weights)[:, 0]
+        constant = ((curvature * mean - slope * joined_totals / pixels)[:, None, :] @ weights)[:, 0]
         if weight_grad is not None:
             through_mean = (slope * totals)[:, :, None] * input_mean[:, None, :]
             through_variance = (slope * scale * q)[:, :, None] * (weights @ covariance)
@@ -490,6 +510,7 @@ class _NormReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: _Call, weights: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.processes = call.processes
         with _no_autocast(weights):
             folded = _fold([_flat(d) for d in inputs], weights, call)
             dtype = inputs[0].dtype
@@ -519,6 +540,7 @@ class _NormReLU(torch.autograd.Function):
                 weights,
                 torch.ones_like(mean[:, :1]),
                 _Folded(mean, scale, input_mean, covariance),
+                processes=ctx.processes,
                 needs_weights=ctx.needs_input_grad[1],
                 needs_inputs=ctx.needs_input_grad[2:],
             )
@@ -534,6 +556,7 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, rows: Tensor, weights: Tensor | None, *terms: Tensor) -> Tensor:
         ctx.places = call.places
+        ctx.processes = call.processes
         folded: Sequence[Tensor | None] = ()
         count = len(call.norms)
         plain, inputs = terms[: len(terms) - count], terms[len(terms) - count :]
@@ -574,6 +597,7 @@ class _Mix(torch.autograd.Function):
                     weights,
                     torch.stack([rows[place] for place in ctx.places[len(plain) :]])[:, None],
                     _Folded(*folded),
+                    processes=ctx.processes,
                     needs_weights=ctx.needs_input_grad[2],
                     needs_inputs=needed[len(plain) :],
                 )
@@ -612,6 +636,11 @@ def _flat(x: Tensor) -> Tensor:
 def _unflat(flat: Tensor, like: Tensor) -> Tensor:
     """Return `flat` (pixels, C) as (N, C, H, W) with the sides of `like`."""
     return flat.view(like.shape[0], like.shape[2], like.shape[3], -1).permute(0, 3, 1, 2)
+
+
+def _joined(sums: Tensor, processes: int) -> Tensor:
+    """Return sums over pixels for the batch of all processes that a BatchNorm joins."""
+    return total(sums) if processes > 1 else sums
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
 
+from src import processes
 from src.bilevel.hypergradient import AlphaGradient, Bilevel, Hypergradient, Loss, norm
 from src.bilevel.unroll import Tensors, VirtualStep, check_unrollable
 from src.errors import unknown
-from src.seeding import seed_step
 from src.spaces.choices import RelaxedSpace
+from src.training.module import Labelled, TrainingModule, channels_last
 
-Labelled = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 
 
-class SearchModule(L.LightningModule):
+class SearchModule(TrainingModule):
     """Searches a space: holds the supernet and its alphas, and optimises both.
 
     A batch is {"weights": (images, labels), "arch": (images, labels)} from the two halves of the train split.
@@ -43,20 +41,20 @@ class SearchModule(L.LightningModule):
         gradient_clip: float = 5.0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if gradient_clip <= 0:
-            raise ValueError(f"optimizer.gradient_clip={gradient_clip}, allowed are numbers above 0")
+        super().__init__(
+            RelaxedSpace(space),
+            num_classes=num_classes,
+            training_metrics=("train_loss", "train_accuracy", "arch_loss", "hypergradient_norm", "correction_ratio"),
+            evaluation_metrics=("val_loss", "val_accuracy"),
+            gradient_clip=gradient_clip,
+            seed=seed,
+        )
+        self.net: RelaxedSpace
         self.automatic_optimization = False
-        self.net = RelaxedSpace(space)
-        self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.hypergradient = hypergradient
-        self.gradient_clip = gradient_clip
-        self.seed = seed
         self._weight_optimizer = weight_optimizer
         self._alpha_optimizer = alpha_optimizer
         self._weight_scheduler = weight_scheduler
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def weights(self) -> Tensors:
         """Return the network's weights by name, all parameters but the alphas."""
@@ -72,15 +70,11 @@ class SearchModule(L.LightningModule):
         alpha_optimizer = self._alpha_optimizer(iter(self.alphas().values()))  # pyright: ignore[reportArgumentType]
         if self.hypergradient.order == 2:
             check_unrollable(weight_optimizer)
-        return [weight_optimizer, alpha_optimizer], [self._weight_scheduler(weight_optimizer)]
+        return [weight_optimizer, alpha_optimizer], [self.note_schedule(self._weight_scheduler(weight_optimizer))]
 
     def on_fit_start(self) -> None:
         """Refuse a precision in which the hypergradient would be wrong."""
         check_precision(self.trainer.precision)
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make whatever randomness an operation uses a function of the place in the run."""
-        seed_step(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: dict[str, Labelled], batch_idx: int) -> dict[str, Tensor]:
         """Step the alphas on the arch batch, then the weights on the weight batch, with the new alphas.
@@ -92,16 +86,14 @@ class SearchModule(L.LightningModule):
         loss, logits = self.step_weights(batch["weights"], weight_optimizer)
 
         labels = batch["weights"][1]
-        accuracy = self.train_accuracy(logits, labels)
-        means = {
-            "train_loss": loss,
-            "arch_loss": gradient.arch_loss,
-            "hypergradient_norm": norm(gradient.total),
-        }
+        count = len(labels)
+        self.measure("train_loss", loss, count)
+        self.measure("train_accuracy", logits, labels)
+        self.measure("arch_loss", gradient.arch_loss, count)
+        self.measure("hypergradient_norm", norm(gradient.total), count)
         if gradient.correction:
-            means["correction_ratio"] = norm(gradient.correction) / norm(gradient.direct)
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(labels))
-        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+            self.measure("correction_ratio", norm(gradient.correction) / norm(gradient.direct), count)
+        accuracy = (logits.argmax(1) == labels).float().mean()
         return {"loss": loss, "accuracy": accuracy}
 
     def step_alphas(self, batch: dict[str, Labelled], weight_optimizer: Any, alpha_optimizer: Any) -> AlphaGradient:
@@ -115,8 +107,10 @@ class SearchModule(L.LightningModule):
                 weights=weights,
                 alphas=alphas,
                 step=VirtualStep.of(weight_optimizer, weights) if unrolls else VirtualStep(lr=0.0),
+                average=processes.average,
             )
         )
+        self.check_finite("alphas", norm(gradient.total), gradient.arch_loss)
         for name, alpha in alphas.items():
             alpha.grad = gradient.total[name]
         alpha_optimizer.step()
@@ -130,9 +124,10 @@ class SearchModule(L.LightningModule):
         logits = functional_call(self.net, alphas, (channels_last(images),))
         loss = F.cross_entropy(logits, labels)
         gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        for weight, gradient in zip(weights, gradients, strict=True):
+        for weight, gradient in zip(weights, self.average_step(list(gradients)), strict=True):
             weight.grad = gradient
-        nn.utils.clip_grad_norm_(weights, self.gradient_clip)
+        gradient_norm = nn.utils.clip_grad_norm_(weights, self.gradient_clip)
+        self.check_finite("weights", gradient_norm, loss)
         weight_optimizer.step()
         return loss.detach(), logits.detach()
 
@@ -150,26 +145,24 @@ class SearchModule(L.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Step the schedule; Lightning leaves that to manual optimisation."""
+        """Step the schedule, which Lightning leaves to manual optimisation, and see that all processes agree."""
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
         scheduler.step()  # pyright: ignore[reportCallIssue]
+        alphas = {name: alpha.tolist() for name, alpha in self.alphas().items()}
+        first, *others = processes.gather((alphas, self.net.derive().to_json()))
+        if any(other != first for other in others):
+            raise RuntimeError(f"alphas or genotype differ between processes after epoch {self.current_epoch}")
 
     def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         """Measure the supernet with its running statistics."""
         images, labels = batch
         logits = self.net(channels_last(images))
-        self.val_accuracy(logits, labels)
-        self.log("val_loss", F.cross_entropy(logits, labels), batch_size=len(labels))
-        self.log("val_accuracy", self.val_accuracy)
+        self.measure("val_loss", F.cross_entropy(logits, labels), len(labels))
+        self.measure("val_accuracy", logits, labels)
 
 
 def check_precision(precision: str) -> None:
     """Raise a `ValueError` for a precision in which gradients by `torch.autograd.grad` would be scaled or too coarse."""
     if precision not in PRECISIONS:
         raise unknown("trainer.precision for search:", precision, PRECISIONS)
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """Return images (N, C, H, W) with channels innermost in memory: the faster layout for these small convolutions."""
-    return images.contiguous(memory_format=torch.channels_last)

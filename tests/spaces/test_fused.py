@@ -307,12 +307,12 @@ def test_gradients_of_mix(plain: int, folded: int, training: bool) -> None:
 
 def test_gradients_of_normalise() -> None:
     torch.manual_seed(0)
-    assert torch.autograd.gradcheck(lambda x: fused._Normalise.apply(x, 1e-5)[0], random(2, 3, 4, 3))
+    assert torch.autograd.gradcheck(lambda x: fused._Normalise.apply(x, 1e-5, 1)[0], random(2, 3, 4, 3))
 
 
 def test_statistics_in_float32_are_accurate() -> None:
     x = torch.randn(16, 4, 32, 32, generator=torch.Generator().manual_seed(0)) + 1
     x = x.contiguous(memory_format=torch.channels_last)
-    _, mean, variance = fused._Normalise.apply(x, 1e-5)
+    _, mean, variance = fused._Normalise.apply(x, 1e-5, 1)
     torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=5e-7, atol=0)
     torch.testing.assert_close(variance.double(), x.double().var((0, 2, 3)), rtol=5e-7, atol=0)

@@ -167,7 +167,7 @@ TRAPS = {
         'arch_loss=self.loss_on(batch["arch"])',
         'arch_loss=self.loss_on(batch["weights"])',
     ),
-    "no clipping": ("nn.utils.clip_grad_norm_(weights, self.gradient_clip)", "pass"),
+    "no clipping": ("nn.utils.clip_grad_norm_(weights, self.gradient_clip)", "loss.detach()"),
     "the schedule never stepped": ("        scheduler.step()", "        del scheduler"),
 }
 

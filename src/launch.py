@@ -77,7 +77,8 @@ def launch(command: str, job: Callable[[DictConfig, Path], None]) -> int:
 
     def task(config: DictConfig) -> None:
         # Lightning's own announcements would drown the run's. Here, since a launcher may start processes for jobs.
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", module="lightning.*")
         folder = Path(HydraConfig.get().runtime.output_dir)
         sweeps = HydraConfig.get().mode == RunMode.MULTIRUN

@@ -8,7 +8,8 @@ The parts: `search` (a whole search step of order 1 and 2), `hypergradient` (its
 training step of DARTS_V2), `data` (images a second into the network) and `growth` (a search step over sizes).
 
 Forms are run in turn (A B C A B C ...), so that a machine that slows down slows all of them; times are medians, and ratios
-are medians over turns. Memory is the peak of a process of its own that does nothing else.
+are medians over turns. Memory is the peak of a process of its own that takes one step. Operator calls are counted on two
+images of 8x8; their number does not depend on sizes.
 
 `published` is the paper's code in its arithmetic and its order of work: NCHW, every operation on its own, a copy of the
 network for the virtual step, weights moved in place, and weights' gradients wherever a plain backward computes them.
@@ -26,7 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,12 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
-from src.bilevel.hypergradient import Bilevel, Exact, FiniteDifference, Hypergradient, OneSided, of_order
+from src.bilevel.hypergradient import Bilevel, Exact, FiniteDifference, FirstOrder, Hypergradient, OneSided, of_order
 from src.bilevel.unroll import VirtualStep
 from src.data.augment import Augmentation
 from src.data.images import Images
 from src.data.loader import TrainLoader
+from src.data.sources import Digits
 from src.files import write_whole
 from src.spaces.cells import Supernet
 from src.spaces.choices import RelaxedSpace
@@ -54,9 +56,24 @@ from src.training.module import channels_last
 from src.training.search import SearchModule
 
 PARTS = ("search", "hypergradient", "retrain", "data", "growth")
-SEARCH_FORMS = ("published", "published, channels_last", "reference", "fused")
+SEARCH_FORMS = ("published", "published, channels_last", "fused")
+IMPLEMENTATIONS = (*SEARCH_FORMS, "reference")
 RETRAIN_FORMS = ("published", "this code")
 CLASSES = 10
+HYPERGRADIENTS: dict[str, Hypergradient] = {
+    "first_order": FirstOrder(),
+    "exact": Exact(),
+    "finite_difference": FiniteDifference(),
+    "one_sided": OneSided(),
+}
+HYPERGRADIENT_FORMS = (
+    ("reference", "exact"),
+    ("reference", "finite_difference"),
+    ("reference", "one_sided"),
+    ("fused", "finite_difference"),
+    ("fused", "one_sided"),
+    ("fused", "first_order"),
+)
 
 Step = Callable[[], Any]
 Rows = list[dict[str, Any]]
@@ -169,7 +186,7 @@ def noise(sizes: argparse.Namespace) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def search_form(form: str, sizes: argparse.Namespace, hypergradient: Hypergradient) -> PublishedSearch | OurSearch:
-    """Return a search in one of `SEARCH_FORMS`; all start from the same weights and alphas."""
+    """Return a search in one of `IMPLEMENTATIONS`; all start from the same weights and alphas."""
     torch.manual_seed(0)
     kind = FusedSupernet if form == "fused" else Supernet
     space = kind(
@@ -330,20 +347,18 @@ def operator_calls(step: Step) -> int:
 
 
 def peak_memory(arguments: Sequence[str], device: str) -> float:
-    """Return the peak memory in GB of `python -m src.bench --measure ...`: a process that takes two steps and ends."""
+    """Return the peak memory in GB of `python -m src.bench --measure ...`: a process that takes a step and ends."""
     command = [sys.executable, "-m", "src.bench", "--device", device, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.strip().splitlines()[-1])
 
 
 def measure_memory(step: Step, device: str) -> float:
-    """Take two steps and return the peak memory in GB above what was there before: the device's, or the process's."""
+    """Take a step and return the peak memory in GB above what was there before: the device's, or the process's."""
     if device == "cuda":
-        step()
         step()
         return torch.cuda.max_memory_allocated() / 1e9
     before = _resident()
-    step()
     step()
     return max(0.0, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e9)
 
@@ -370,7 +385,8 @@ def part_search(sizes: argparse.Namespace) -> Rows:
         hypergradient = of_order(order)
         steps = {form: search_step(form, sizes, hypergradient) for form in SEARCH_FORMS}
         own = compare(steps, sizes)
-        calls = {form: operator_calls(step) for form, step in steps.items()}
+        few = argparse.Namespace(**{**vars(sizes), "batch": 2, "image": 8})
+        calls = {form: operator_calls(search_step(form, few, hypergradient)) for form in SEARCH_FORMS}
         difference = alpha_difference(sizes, hypergradient)
         for row in own:
             form = row["form"]
@@ -392,32 +408,57 @@ def alpha_difference(sizes: argparse.Namespace, hypergradient: Hypergradient) ->
     return float((value - truth).norm() / truth.norm())
 
 
+def digit_batches(sizes: argparse.Namespace) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Yield pairs of batches of handwritten digits, enlarged to the bench's images; never the same pair twice in a row."""
+    images = Digits().train()
+    pixels = F.interpolate(images.pixels.float() / 128 - 1, size=sizes.image, mode="bilinear").repeat(1, 3, 1, 1)
+    generator = torch.Generator().manual_seed(2)
+    while True:
+        weights, arch = torch.randperm(len(images), generator=generator)[: 2 * sizes.batch].chunk(2)
+        yield {
+            name: (pixels[chosen].to(sizes.device), images.labels[chosen].to(sizes.device))
+            for name, chosen in (("weights", weights), ("arch", arch))
+        }
+
+
 def part_hypergradient(sizes: argparse.Namespace) -> Rows:
-    """The second-order forms along a search, all at the same points, against the exact product."""
-    kinds: dict[str, Hypergradient] = {
-        "exact": Exact(),
-        "finite_difference": FiniteDifference(),
-        "one_sided": OneSided(),
-    }
-    search = search_form("reference", sizes, kinds["finite_difference"])
+    """The second-order forms along a search of digits, all at the same points, against the exact product."""
+    search, fused = (search_form(form, sizes, HYPERGRADIENTS["finite_difference"]) for form in ("reference", "fused"))
     assert isinstance(search, OurSearch)
-    batch = noise(sizes)
-    rows = []
-    for stage in ("at the start", f"after {sizes.steps} steps"):
-        if rows:
-            for _ in range(sizes.steps):
-                search(batch)
-        seconds = in_turn(
-            {k: partial(search.alpha_gradient, batch, h) for k, h in kinds.items()}, sizes.pairs, sizes.device
+    assert isinstance(fused, OurSearch)
+    batches = digit_batches(sizes)
+    memory = {
+        (form, name): peak_memory(
+            ["--measure", form, "--hypergradient", name, "--order", "2", *_size_arguments(sizes)], sizes.device
         )
-        values = {name: search.alpha_gradient(batch, kind) for name, kind in kinds.items()}
-        total, correction = values["exact"]
-        for name, (own_total, own_correction) in values.items():
+        for form, name in HYPERGRADIENT_FORMS
+    }
+    rows = []
+    done = 0
+    for point in (0, sizes.steps, 4 * sizes.steps):
+        for _ in range(point - done):
+            fused(next(batches))
+        done = point
+        batch = next(batches)
+        search.module.load_state_dict(fused.module.state_dict())
+        search.weight_optimizer.load_state_dict(fused.weight_optimizer.state_dict())
+        forms = {"reference": search, "fused": fused}
+        steps = {
+            f"{name}, {form}": partial(forms[form].alpha_gradient, batch, HYPERGRADIENTS[name])
+            for form, name in HYPERGRADIENT_FORMS
+        }
+        seconds = in_turn(steps, sizes.pairs, sizes.device)
+        values = {name: step() for name, step in steps.items()}
+        total, correction = values["exact, reference"]
+        for form, name in HYPERGRADIENT_FORMS:
+            own_total, own_correction = values[f"{name}, {form}"]
             rows.append(
                 {
-                    "point": stage,
+                    "step": point,
                     "hypergradient": name,
-                    "seconds": statistics.median(seconds[name]),
+                    "space.impl": form,
+                    "seconds": statistics.median(seconds[f"{name}, {form}"]),
+                    "GB": memory[form, name],
                     "gradient off by": float((own_total - total).norm() / total.norm()),
                     "gradient cosine": float(F.cosine_similarity(own_total, total, dim=0)),
                     "correction off by": float((own_correction - correction).norm() / correction.norm()),
@@ -484,7 +525,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("batch", 64, "images in a search batch"),
         ("image", 32, "side of an image"),
         ("pairs", 5, "turns that count"),
-        ("steps", 20, "search steps between the points of `hypergradient`"),
+        ("steps", 20, "search steps to the second point of `hypergradient`, a quarter of those to the third"),
         ("retrain-channels", 36, "of the retrain network"),
         ("retrain-cells", 20, "of the retrain network"),
         ("retrain-batch", 96, "images in a retrain batch"),
@@ -493,8 +534,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--json", metavar="PATH", help="write the figures there too")
-    parser.add_argument("--measure", choices=SEARCH_FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
     parser.add_argument("--order", type=int, choices=(1, 2), default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--hypergradient", choices=HYPERGRADIENTS, help=argparse.SUPPRESS)
     sizes = parser.parse_args(argv)
     unknown = [part for part in sizes.parts if part not in PARTS]
     if unknown:
@@ -505,7 +547,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sizes.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here")
     if sizes.measure:
-        print(measure_memory(search_step(sizes.measure, sizes, of_order(sizes.order)), sizes.device))
+        hypergradient = HYPERGRADIENTS.get(sizes.hypergradient, of_order(sizes.order))
+        print(measure_memory(search_step(sizes.measure, sizes, hypergradient), sizes.device))
         return 0
 
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

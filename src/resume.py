@@ -47,7 +47,8 @@ def read_settings(folder: Path) -> tuple[DictConfig, str]:
         config = OmegaConf.create(text)
     except OSError as error:
         raise ValueError(f"{folder} holds no run to go on with ({SETTINGS}: {error.strerror})") from None
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError, AssertionError) as error:
+        # An AssertionError is what OmegaConf has for YAML that holds neither a mapping nor a list.
         raise ValueError(f"{path} is no run's settings ({shorten(error)})") from None
     command = _COMMAND.match(text)
     if not isinstance(config, DictConfig) or "data" not in config or command is None:

@@ -14,7 +14,7 @@ from test_resume import assert_same, begin, state_of, until
 # Float64 and no augmentation, which differs between processes: two halves of a batch are then one whole batch.
 PLAIN = ["trainer.precision=64-true", "data.flip=false", "data.crop_padding=0", "callbacks=none"]
 TWO = ["trainer=ddp_cpu", "trainer.limit_train_batches=3", "trainer.limit_val_batches=null", "data.batch_size=32"]
-LONG = [*SEARCH, *TWO, "order=2", "epochs=3", "checkpoint_minutes=0", "callbacks=none"]
+LONG = [*SEARCH, *TWO, "order=2", "epochs=2", "checkpoint_minutes=0", "callbacks=none"]
 FILES = {"genotype.json", "metrics.csv", "alphas.csv"}
 
 
@@ -76,7 +76,7 @@ def test_retrain_on_halves_of_batches_equals_one_process(tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_stopped_and_resumed(number: int, straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = begin("search", *LONG, f"folder={folder}")

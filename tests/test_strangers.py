@@ -60,7 +60,7 @@ def folder() -> Any:
         yield Path(name)
 
 
-@settings(max_examples=2000)
+@settings(max_examples=1500)
 @given(raw=st.dictionaries(keys, json_values, max_size=40) | json_values)
 def test_cells_of_any_value(raw: Any) -> None:
     parsed = error_or(parse_cells, raw) if isinstance(raw, dict) else None
@@ -68,7 +68,7 @@ def test_cells_of_any_value(raw: Any) -> None:
     error_or(lambda: Architecture.parse(raw, cell_spec(2)))
 
 
-@settings(max_examples=2000)
+@settings(max_examples=1500)
 @given(changes=st.dictionaries(keys, json_values, min_size=1, max_size=3))
 def test_genotype_with_changed_answers(changes: dict[str, Any]) -> None:
     parsed = error_or(parse_cells, {**GOOD.to_plain(), **changes})
@@ -99,7 +99,7 @@ def whole_checkpoint() -> bytes:
     return buffer.getvalue()
 
 
-@settings(max_examples=500)
+@settings(max_examples=400)
 @given(content=damaged(whole_checkpoint()))
 def test_checkpoint_of_any_bytes(content: bytes, folder: Path) -> None:
     path = folder / "last.ckpt"

@@ -11,11 +11,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["trainer=cpu", "epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
@@ -52,15 +55,25 @@ def run(command: str, *overrides: str) -> Done:
 
 def start(*arguments: str, **environment: str) -> Done:
     """Run `python ARGUMENTS` as a process of its own, in the repository."""
-    done = subprocess.run(
+    process = _python(*arguments, env={**os.environ, **environment})
+    out, err = process.communicate()
+    return Done(process.returncode, out, err)
+
+
+def _python(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
+        **options,
     )
-    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def begin(command: str, *overrides: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a command as a process of its own."""
+    return _python("-m", f"src.{command}", *overrides, **options)
 
 
 def refused(done: Done) -> str:
@@ -83,3 +96,46 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def until(condition: Any, process: subprocess.Popen[str]) -> None:
+    while not condition() and process.poll() is None:
+        time.sleep(0.01)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """Return what a finished run came to, without what tells time."""
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    callbacks = {name: state for name, state in checkpoint["callbacks"].items() if "Checkpoints" not in name}
+    kept = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "epoch_sums")
+    files = {
+        name: content
+        for name, content in contents(folder).items()
+        if name.endswith((".csv", ".json")) and name != "result.json"
+    }
+    result = read_json(folder / "result.json")
+    return {
+        **{name: checkpoint[name] for name in kept},
+        "callbacks": callbacks,
+        "files": files,
+        "metrics": result["metrics"],
+        "genotype": result["genotype"],
+        "status": result["status"],
+    }
+
+
+def assert_same(one: Any, other: Any, path: str = "") -> None:
+    """Compare to the bit."""
+    assert type(one) is type(other), path
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_same(one[key], other[key], f"{path}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_same(left, right, f"{path}/{index}")
+    elif isinstance(one, Tensor):
+        assert torch.equal(one, other), path
+    else:
+        assert one == other, path

@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import RETRAIN, SEARCH, contents, read_csv, read_json, run
-from test_resume import assert_same, begin, state_of, until
+from commands import RETRAIN, SEARCH, assert_same, begin, contents, read_csv, read_json, run, state_of, until
 
 # Float64 and no augmentation, which differs between processes: two halves of a batch are then one whole batch.
 PLAIN = ["trainer.precision=64-true", "data.flip=false", "data.crop_padding=0", "callbacks=none"]

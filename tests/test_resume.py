@@ -8,15 +8,13 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commands import RETRAIN, ROOT, SEARCH, contents, read_json, refused, run
+from commands import RETRAIN, SEARCH, assert_same, begin, contents, read_json, refused, run, state_of, until
 from torch import Tensor
 
 from src import checkpoints
@@ -26,61 +24,6 @@ from src.training.module import TrainingModule
 STEPS = ["epochs=3", "trainer.limit_train_batches=4", "checkpoint_minutes=0", "callbacks=none"]
 LONG_SEARCH = [*SEARCH, "order=2", *STEPS]
 LONG_RETRAIN = [*RETRAIN, "genotype=DARTS_V2", *STEPS]
-
-
-def begin(command: str, *overrides: str, **options: Any) -> subprocess.Popen[str]:
-    """Start a command as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", f"src.{command}", *overrides],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def until(condition: Any, process: subprocess.Popen[str]) -> None:
-    while not condition() and process.poll() is None:
-        time.sleep(0.01)
-
-
-def state_of(folder: Path) -> dict[str, Any]:
-    """Return what a finished run came to, without what tells time."""
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    callbacks = {name: state for name, state in checkpoint["callbacks"].items() if "Checkpoints" not in name}
-    kept = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "epoch_sums")
-    files = {
-        name: content
-        for name, content in contents(folder).items()
-        if name.endswith((".csv", ".json")) and name != "result.json"
-    }
-    result = read_json(folder / "result.json")
-    return {
-        **{name: checkpoint[name] for name in kept},
-        "callbacks": callbacks,
-        "files": files,
-        "metrics": result["metrics"],
-        "genotype": result["genotype"],
-        "status": result["status"],
-    }
-
-
-def assert_same(one: Any, other: Any, path: str = "") -> None:
-    """Compare to the bit."""
-    assert type(one) is type(other), path
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            assert_same(one[key], other[key], f"{path}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for index, (left, right) in enumerate(zip(one, other, strict=True)):
-            assert_same(left, right, f"{path}/{index}")
-    elif isinstance(one, Tensor):
-        assert torch.equal(one, other), path
-    else:
-        assert one == other, path
 
 
 class StoppedError(Exception):

@@ -57,7 +57,7 @@ from src.training.search import SearchModule
 
 PARTS = ("search", "hypergradient", "retrain", "data", "growth")
 SEARCH_FORMS = ("published", "published, channels_last", "fused")
-IMPLEMENTATIONS = (*SEARCH_FORMS, "reference")
+FORMS = (*SEARCH_FORMS, "reference")
 RETRAIN_FORMS = ("published", "this code")
 CLASSES = 10
 HYPERGRADIENTS: dict[str, Hypergradient] = {
@@ -186,7 +186,7 @@ def noise(sizes: argparse.Namespace) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def search_form(form: str, sizes: argparse.Namespace, hypergradient: Hypergradient) -> PublishedSearch | OurSearch:
-    """Return a search in one of `IMPLEMENTATIONS`; all start from the same weights and alphas."""
+    """Return a search in one of `FORMS`; all start from the same weights and alphas."""
     torch.manual_seed(0)
     kind = FusedSupernet if form == "fused" else Supernet
     space = kind(
@@ -534,7 +534,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--json", metavar="PATH", help="write the figures there too")
-    parser.add_argument("--measure", choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=FORMS, help=argparse.SUPPRESS)
     parser.add_argument("--order", type=int, choices=(1, 2), default=1, help=argparse.SUPPRESS)
     parser.add_argument("--hypergradient", choices=HYPERGRADIENTS, help=argparse.SUPPRESS)
     sizes = parser.parse_args(argv)

@@ -42,9 +42,7 @@ class WholeCheckpoints(CheckpointIO):
         """Write a checkpoint; an existing one is kept as `previous.ckpt` beside it."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, buffer.getvalue(), previous=path.with_name(PREVIOUS))
+        write_whole(Path(path), buffer.getvalue(), previous=Path(path).with_name(PREVIOUS))
 
     def load_checkpoint(
         self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
@@ -70,18 +68,17 @@ def load(path: Path, *, largest: int | None = None) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             held = max(path.stat().st_size, sum(member.file_size for member in archive.infolist()))
-            if largest is not None and held > largest:
-                raise ValueError(f"checkpoint {path} holds {held} bytes, allowed are {largest} for this run")
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"checkpoint {path} is damaged: {shorten(damaged)} fails its checksum")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            too_large = largest is not None and held > largest
+            damaged = None if too_large else archive.testzip()
+        checkpoint = None if too_large or damaged else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"there is no checkpoint {path}") from None
-    except ValueError:
-        raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for files that are none of theirs
         raise ValueError(f"checkpoint {path} is damaged or no checkpoint ({shorten(error, 100)})") from None
+    if too_large:
+        raise ValueError(f"checkpoint {path} holds {held} bytes, allowed are {largest} for this run")
+    if damaged:
+        raise ValueError(f"checkpoint {path} is damaged: {shorten(damaged)} fails its checksum")
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
         found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
         raise ValueError(

@@ -6,6 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows: files are opened, but not locked
+    fcntl = None
+
 
 def write_whole(path: Path, content: str | bytes, *, previous: Path | None = None) -> None:
     """Write `content` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
@@ -26,3 +31,19 @@ def write_whole(path: Path, content: str | bytes, *, previous: Path | None = Non
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def lock_file(path: Path) -> int | None:
+    """Lock a file, made if need be, until the returned descriptor is closed or this process ends, however it ends.
+
+    Returns:
+        The descriptor, or None if another process has the lock.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -82,9 +82,8 @@ def with_saved_settings(command: str, given: DictConfig, overrides: Sequence[str
             raise ValueError(message if top in saved else str(unknown("key", top, CHANGEABLE)))
         if key in ("trainer", "logger", "callbacks"):
             limits = {name: value for name, value in saved.trainer.items() if str(name).startswith("limit_")}
-            saved[key] = OmegaConf.to_container(given[key], resolve=False) if given[key] is not None else None
-            if key == "trainer":
-                saved.trainer.update(limits)
+            saved[key] = None if given[key] is None else OmegaConf.to_container(given[key], resolve=False)
+            saved.trainer.update(limits)
         else:
             OmegaConf.update(saved, key, OmegaConf.select(given, key))
     saved.resume = str(folder)

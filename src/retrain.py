@@ -25,26 +25,9 @@ from src.callbacks.record import EpochMetrics
 from src.data.modules import RetrainData
 from src.launch import command_of_job, launch, mistakes
 from src.report import write_report
-from src.runs import (
-    Record,
-    build_trainer,
-    check_optimizers,
-    claim,
-    count_macs,
-    count_params,
-    is_first_process,
-    join_batch_norms,
-    recorded,
-)
+from src.runs import Record, build_data, build_trainer, check_optimizers, claim, count_macs, count_params, recorded
 from src.spaces.genotypes import load_cells
 from src.training.retrain import RetrainModule
-
-
-def build_data(config: DictConfig) -> RetrainData:
-    """Return the data module of a composed config, with its train split read."""
-    data = RetrainData(**{**config.data, "source": instantiate(config.data.source)}, seed=config.seed)
-    data.setup("fit")
-    return data
 
 
 def build_module(config: DictConfig, data: RetrainData, architecture: Architecture) -> RetrainModule:
@@ -69,29 +52,29 @@ def retrain(config: DictConfig, folder: Path) -> None:
         # A run that goes on has its own genotype: the file it began with may have changed since.
         own = folder / "genotype.json"
         architecture = load_cells(str(own) if config.resume is not None and own.exists() else config.genotype)
-        data = build_data(config)
+        data = build_data(RetrainData, config)
         module = build_module(config, data, architecture)
         check_optimizers(module)
         metrics = EpochMetrics(folder)
-        trainer = build_trainer(config, folder, last=[metrics])
+        trainer = build_trainer(config, folder, module, last=[metrics])
         record = Record(
             kind="retrain",
+            command=command_of_job("retrain"),
             seed=config.seed,
             data=data.record(),
             architecture=architecture,
             params=count_params(module.net),
             macs=count_macs(module.net, data.input_shape),
         )
-        join_batch_norms(module.net, config)
-        run = claim(folder, config, command_of_job("retrain"), trainer, module)
-    with recorded(run, record, config, trainer):
-        if is_first_process():
+        run = claim(folder, config, record, trainer, module)
+    with recorded(run):
+        if run.is_first:
             architecture.write(folder / "genotype.json")
         trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint)
         record.metrics = metrics.latest()
         trainer.test(module, datamodule=data, verbose=False)
         record.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-    if is_first_process():
+    if run.is_first:
         print(f"test accuracy: {record.metrics['test_accuracy']:.2%}")
         print(f"report:        {write_report(folder)}")
 

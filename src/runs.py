@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -32,15 +32,10 @@ from src.architecture import Architecture
 from src.callbacks.checkpoint import Checkpoints
 from src.checkpoints import WholeCheckpoints, newest
 from src.errors import Diverged, Interrupted
-from src.files import write_whole
+from src.files import lock_file, write_whole
 from src.resume import SETTINGS, read_settings, settings_text
 from src.spaces.batch_norm import synchronise
 from src.training.parallel import Averaging
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; a second run in one folder is then not noticed
-    fcntl = None
 
 RESULT, LOCK = "result.json", ".lock"
 
@@ -50,8 +45,8 @@ class Record:
     """What `result.json` says of a run; the command fills it in while the run goes on."""
 
     kind: str
+    command: str
     seed: int
-    command: str = ""
     order: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
     params: int | None = None
@@ -60,8 +55,8 @@ class Record:
     architecture: Architecture | None = None
 
 
-def is_first_process() -> bool:
-    """Return whether this process writes the run's files: always, unless a run has several."""
+def _is_first_process() -> bool:
+    # As the environment says: the commands ask before the processes are joined, too.
     return rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
 
 
@@ -77,47 +72,56 @@ class Run:
     """
 
     folder: Path
-    command: str
-    checkpoint: Path | None
+    config: DictConfig
+    record: Record
+    trainer: L.Trainer
+    checkpoint: Path | None = None
     lock: int | None = None
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the first of the run: always, unless the run has several."""
+        return _is_first_process()
 
-def claim(folder: Path, config: DictConfig, command: str, trainer: L.Trainer, module: L.LightningModule) -> Run:
+
+def claim(folder: Path, config: DictConfig, record: Record, trainer: L.Trainer, module: L.LightningModule) -> Run:
     """Make a folder this run's own by locking it and writing `config.yaml` into it, or take up the run in it.
 
     Raises:
         ValueError: another process is at it; or it already holds a run, and `config.resume` does not ask to go on with
             it; or it does, and there is nothing to go on from, or nothing left to do.
     """
-    run = Run(folder, command, None)
-    first = is_first_process()
-    if first:
-        run.lock = _lock(folder)
+    run = Run(folder, config, record, trainer)
+    if run.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        run.lock = lock_file(folder / LOCK)
+        if run.lock is None:
+            raise ValueError(f"{folder} is in use by another process, allowed is a folder of its own (folder=...)")
     try:
         if config.resume is None:
             for name, what in ((RESULT, "a finished run"), (SETTINGS, "a run that was begun")):
-                if first and (folder / name).exists():
+                if run.is_first and (folder / name).exists():
                     raise ValueError(
                         f"{folder} already holds {what} ({name}), allowed are a folder without one (folder=...) and "
                         f"resume={folder}"
                     )
         else:
-            _, run.command = read_settings(folder)
+            _, record.command = read_settings(folder)
             found = newest(folder / "checkpoints", module)
             if found is not None:
                 run.checkpoint, checkpoint = found
-                _check_unfinished(folder, checkpoint, trainer)
-        if first:
+                _check_can_go_on(folder, checkpoint, trainer)
+        if run.is_first:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             (folder / RESULT).unlink(missing_ok=True)
-            write_whole(folder / SETTINGS, settings_text(config, run.command))
+            write_whole(folder / SETTINGS, settings_text(config, record.command))
     except BaseException:
         _unlock(run)
         raise
     return run
 
 
-def _check_unfinished(folder: Path, checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
+def _check_can_go_on(folder: Path, checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
     begun_by = len(checkpoint["epoch_sums"])
     if begun_by not in (0, trainer.world_size):
         raise ValueError(
@@ -138,22 +142,6 @@ def status_of(folder: Path) -> str | None:
         return None
 
 
-def _lock(folder: Path) -> int | None:
-    """Lock a folder until `_unlock` or the end of this process, however it ends."""
-    if fcntl is None:
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise ValueError(
-            f"{folder} is in use by another process, allowed is a folder of its own (folder=...)"
-        ) from None
-    return lock
-
-
 def _unlock(run: Run) -> None:
     if run.lock is not None:
         with suppress(OSError):
@@ -163,32 +151,31 @@ def _unlock(run: Run) -> None:
 
 
 @contextmanager
-def recorded(run: Run, record: Record, config: DictConfig, trainer: L.Trainer) -> Iterator[None]:
+def recorded(run: Run) -> Iterator[None]:
     """Write `result.json` once, at the end of the block: status `ok`, `failed` or `interrupted`.
 
     Raises:
         SystemExit: the run was interrupted; the exit code is 128 and the signal's number.
         RunFailed: it failed for a reason that is known.
     """
-    record.command = run.command
 
     def write(status: str, error: str | None) -> None:
-        if is_first_process():
-            (clock,) = (callback for callback in trainer.callbacks if isinstance(callback, Checkpoints))  # pyright: ignore[reportAttributeAccessIssue]
-            write_result(run.folder, record, status, error, clock.seconds)
+        if run.is_first:
+            (clock,) = (callback for callback in run.trainer.callbacks if isinstance(callback, Checkpoints))  # pyright: ignore[reportAttributeAccessIssue]
+            write_result(run.folder, run.record, status, error, clock.seconds)
 
     try:
         yield
         write("ok", None)
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # Lightning turns a KeyboardInterrupt into SystemExit
         number = stop.signal_number if isinstance(stop, Interrupted) else signal.SIGINT
-        go_on = f"python -m src.{record.kind} resume={run.folder}"
+        go_on = f"python -m src.{run.record.kind} resume={run.folder}"
         write("interrupted", f"stopped by {signal.Signals(number).name}; to go on: {go_on}")
-        if is_first_process():
+        if run.is_first:
             print(f"stopped; to go on: {go_on}", file=sys.stderr)
         raise SystemExit(128 + number) from stop
     except BaseException as failure:
-        known = reason(failure, config)
+        known = reason(failure, run.config)
         error = known or " ".join("".join(traceback.format_exception_only(failure)).split())
         try:
             write("failed", error)
@@ -236,7 +223,7 @@ def own_loggers() -> Iterator[None]:
 def record_refusal(folder: Path, kind: str, command: str, config: DictConfig, error: str) -> None:
     """Leave a `result.json` for a job of a sweep that was refused, unless the folder holds another run's."""
     if not any((folder / name).exists() for name in (RESULT, SETTINGS)):
-        record = Record(kind=kind, seed=config.seed, command=command, order=config.get("order"))
+        record = Record(kind=kind, command=command, seed=config.seed, order=config.get("order"))
         write_result(folder, record, "failed", error, 0.0)
 
 
@@ -261,16 +248,35 @@ def write_result(folder: Path, record: Record, status: str, error: str | None, s
     write_whole(folder / RESULT, json.dumps(result, indent=2) + "\n")
 
 
+Data = TypeVar("Data", bound=L.LightningDataModule)
+
+
+def build_data(kind: type[Data], config: DictConfig) -> Data:
+    """Return the data module of a composed config, with its train split read and cut."""
+    data = kind(**{**config.data, "source": instantiate(config.data.source)}, seed=config.seed)
+    data.setup("fit")
+    return data
+
+
 def build_trainer(
-    config: DictConfig, folder: Path, *, first: Sequence[L.Callback] = (), last: Sequence[L.Callback] = ()
+    config: DictConfig,
+    folder: Path,
+    module: L.LightningModule,
+    *,
+    first: Sequence[L.Callback] = (),
+    last: Sequence[L.Callback] = (),
 ) -> L.Trainer:
     """Return the trainer of a composed config; callbacks run in the order `first`, the config's, `last`, checkpoints.
+
+    With `trainer.sync_batchnorm`, the BatchNorms in `module` take the joined batch of all processes from now on.
 
     Raises:
         ValueError: several processes without the strategy that averages, or in a job of a sweep.
     """
     chosen = [instantiate(callback) for callback in (config.callbacks or {}).values()]
-    settings = {name: value for name, value in config.trainer.items() if name != "sync_batchnorm"}
+    settings = dict(config.trainer)
+    if settings.pop("sync_batchnorm", False):
+        synchronise(module)
     sweeps = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweeps and settings["devices"] == 1 and settings["accelerator"] in ("auto", "gpu", "cuda"):
         gpus = torch.cuda.device_count()
@@ -313,28 +319,14 @@ def own_gpu(count: int) -> int:
     if _gpu_lock is not None:
         os.close(_gpu_lock)
         _gpu_lock = None
-    if fcntl is None:
-        return 0
+    user = getattr(os, "getuid", int)()  # Windows has a temporary folder for each user
     for index in range(count):
-        lock = os.open(
-            Path(tempfile.gettempdir()) / f"darts-gpu-{os.getuid()}-{index}.lock", os.O_RDWR | os.O_CREAT, 0o600
-        )
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            continue
-        _gpu_lock = lock
-        return index
+        _gpu_lock = lock_file(Path(tempfile.gettempdir()) / f"darts-gpu-{user}-{index}.lock")
+        if _gpu_lock is not None:
+            return index
     raise ValueError(
         f"all {count} GPUs have a job of a sweep, allowed are as many jobs at once (hydra.launcher.n_jobs={count})"
     )
-
-
-def join_batch_norms(module: nn.Module, config: DictConfig) -> None:
-    """Let BatchNorms take the joined batch of all processes, if `trainer.sync_batchnorm` asks for it."""
-    if config.trainer.get("sync_batchnorm"):
-        synchronise(module)
 
 
 def check_optimizers(module: L.LightningModule) -> None:

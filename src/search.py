@@ -25,28 +25,11 @@ from src.data.modules import SearchData
 from src.errors import unknown
 from src.launch import command_of_job, launch, mistakes
 from src.report import write_report
-from src.runs import (
-    Record,
-    build_trainer,
-    check_optimizers,
-    claim,
-    count_macs,
-    count_params,
-    is_first_process,
-    join_batch_norms,
-    recorded,
-)
+from src.runs import Record, build_data, build_trainer, check_optimizers, claim, count_macs, count_params, recorded
 from src.training.search import SearchModule, check_precision
 
 IMPLEMENTATIONS = ("fused", "reference")
 FUSED_FORMS = {"src.spaces.cells.Supernet": "src.spaces.fused.FusedSupernet"}
-
-
-def build_data(config: DictConfig) -> SearchData:
-    """Return the data module of a composed config, with its halves read and cut."""
-    data = SearchData(**{**config.data, "source": instantiate(config.data.source)}, seed=config.seed)
-    data.setup("fit")
-    return data
 
 
 def build_space(config: DictConfig, data: SearchData, hypergradient: Hypergradient) -> nn.Module:
@@ -91,29 +74,31 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
 def search(config: DictConfig, folder: Path) -> None:
     """Run one search into `folder`."""
     with mistakes():
-        data = build_data(config)
+        data = build_data(SearchData, config)
         module = build_module(config, data)
         check_optimizers(module)
         metrics = EpochMetrics(folder)
-        trainer = build_trainer(config, folder, first=[EpochAlphas(folder)], last=[metrics, EpochArchitectures(folder)])
+        trainer = build_trainer(
+            config, folder, module, first=[EpochAlphas(folder)], last=[metrics, EpochArchitectures(folder)]
+        )
         check_precision(trainer.precision)
         record = Record(
             kind="search",
+            command=command_of_job("search"),
             seed=config.seed,
             order=config.order,
             data=data.record(),
             params=count_params(module.net.space),
             macs=count_macs(module.net, data.input_shape),
         )
-        join_batch_norms(module.net, config)
-        run = claim(folder, config, command_of_job("search"), trainer, module)
-    with recorded(run, record, config, trainer):
+        run = claim(folder, config, record, trainer, module)
+    with recorded(run):
         trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint)
         record.metrics = metrics.latest()
         record.architecture = module.net.derive()
-        if is_first_process():
+        if run.is_first:
             record.architecture.write(folder / "genotype.json")
-    if is_first_process():
+    if run.is_first:
         print(f"genotype: {folder / 'genotype.json'}")
         print(f"report:   {write_report(folder)}")
 

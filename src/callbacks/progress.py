@@ -9,6 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from src import processes
+
 
 class Progress(TQDMProgressBar):
     """On a terminal, a bar with loss, accuracy and the time left of the whole run; everywhere, a line an epoch."""
@@ -54,7 +56,7 @@ class Progress(TQDMProgressBar):
         """Print a line, above the bar if there is one."""
         if self.is_enabled and self.train_progress_bar is not None:
             super().print(*args, **kwargs)
-        elif self.trainer.is_global_zero:
+        elif processes.rank() == 0:
             print(*args, flush=True)
 
     def _seconds_left(self, trainer: L.Trainer) -> float:

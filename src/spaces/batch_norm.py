@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from src.processes import Total, world_size
+from src.processes import Total, total, world_size
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
@@ -46,3 +46,8 @@ def synchronise(module: nn.Module) -> None:
 def processes_joined_by(norm: nn.Module) -> int:
     """Return over how many processes the batch of a BatchNorm extends."""
     return world_size() if isinstance(norm, SyncedBatchNorm) else 1
+
+
+def joined(sums: Tensor, processes: int) -> Tensor:
+    """Return sums over the pixels of this process as those of all processes that a BatchNorm joins."""
+    return total(sums) if processes > 1 else sums

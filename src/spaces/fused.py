@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.processes import total
-from src.spaces.batch_norm import processes_joined_by
+from src.spaces.batch_norm import joined, processes_joined_by
 from src.spaces.cells import Cell, CellPlan, Node, Supernet
 from src.spaces.choices import LayerChoice
 from src.spaces.operations import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv, Zero
@@ -274,9 +273,9 @@ class _Normalise(torch.autograd.Function):
         with _no_autocast(x):
             flat = _wide(_flat(x))
             pixels = flat.shape[0] * processes
-            mean = _joined(flat.sum(0), processes) / pixels
+            mean = joined(flat.sum(0), processes) / pixels
             centred = flat - mean
-            squares = _joined((centred * centred).sum(0), processes)
+            squares = joined((centred * centred).sum(0), processes)
             scale = (squares / pixels + eps).rsqrt()
             output = _unflat(centred.mul_(scale).to(x.dtype), x)
             variance = squares / (pixels - 1)
@@ -291,7 +290,7 @@ class _Normalise(torch.autograd.Function):
         with _no_autocast(grad):
             flat, normal = _wide(_flat(grad)), _wide(_flat(output))
             pixels = flat.shape[0] * ctx.processes
-            sums = _joined(torch.stack([flat.sum(0), (flat * normal).sum(0)]), ctx.processes)
+            sums = joined(torch.stack([flat.sum(0), (flat * normal).sum(0)]), ctx.processes)
             constant, slope = -scale * sums / pixels
             x_grad = torch.addcmul(constant, normal, slope).addcmul_(flat, scale)
         return _unflat(x_grad.to(grad.dtype), output), None, None
@@ -421,20 +420,15 @@ def _fold(inputs: Sequence[Tensor], weights: Tensor, call: _Call) -> _Folded:
         mean = torch.stack([cast(Tensor, norm.running_mean) for norm in norms])
         variance = torch.stack([cast(Tensor, norm.running_var) for norm in norms])
         return _Folded(mean, (variance + eps).rsqrt(), None, None)
-    processes = processes_joined_by(norms[0])
-    pixels = inputs[0].shape[0] * processes
-    second_moment = torch.empty_like(weights)
-    input_mean = weights.new_empty(weights.shape[0], weights.shape[2])
+    pixels = inputs[0].shape[0] * call.processes
+    count, channels = weights.shape[0], weights.shape[2]
+    moments = weights.new_empty(count, channels + 1, channels)  # second moments, and below them the sums: one message
     for index, d in enumerate(map(_wide, inputs)):
-        torch.mm(d.t(), d, out=second_moment[index])
-        torch.sum(d, 0, out=input_mean[index])
-    if processes > 1:
-        second_moment, input_mean = total(torch.cat([second_moment, input_mean[:, None]], dim=1)).split(
-            [weights.shape[2], 1], dim=1
-        )
-        input_mean = input_mean[:, 0]
-    input_mean = input_mean / pixels
-    covariance = (second_moment / pixels).sub_(input_mean[:, :, None] * input_mean[:, None, :])
+        torch.mm(d.t(), d, out=moments[index, :-1])
+        torch.sum(d, 0, out=moments[index, -1])
+    moments = joined(moments, call.processes).div_(pixels)
+    input_mean = moments[:, -1]
+    covariance = moments[:, :-1] - input_mean[:, :, None] * input_mean[:, None, :]
     mean = (weights @ input_mean[:, :, None])[:, :, 0]
     variance = ((weights @ covariance) * weights).sum(2).clamp_(min=0)
     call.statistics.add(norms, mean.unbind(), (variance * (pixels / (pixels - 1))).unbind())
@@ -484,7 +478,7 @@ def _unfold(
     if needs_weights:
         weight_grad = slope[:, :, None] * products
     if input_mean is not None and covariance is not None:  # the batch's statistics depend on d, too
-        joined_q, joined_totals = _joined(torch.stack([q, totals]), processes)
+        joined_q, joined_totals = joined(torch.stack([q, totals]), processes)
         curvature = slope * scale * joined_q / pixels
         bend = -(weights * curvature[:, :, None]).transpose(1, 2) @ weights
         constant = ((curvature * mean - slope * joined_totals / pixels)[:, None, :] @ weights)[:, 0]
@@ -636,11 +630,6 @@ def _flat(x: Tensor) -> Tensor:
 def _unflat(flat: Tensor, like: Tensor) -> Tensor:
     """Return `flat` (pixels, C) as (N, C, H, W) with the sides of `like`."""
     return flat.view(like.shape[0], like.shape[2], like.shape[3], -1).permute(0, 3, 1, 2)
-
-
-def _joined(sums: Tensor, processes: int) -> Tensor:
-    """Return sums over pixels for the batch of all processes that a BatchNorm joins."""
-    return total(sums) if processes > 1 else sums
 
 
 def _wide(x: Tensor) -> Tensor:

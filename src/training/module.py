@@ -108,13 +108,13 @@ class TrainingModule(L.LightningModule):
 
         So the processes' networks stay equal to the bit, and any of them can write the checkpoint.
         """
+        if processes.world_size() == 1:
+            return gradients
         buffers = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
-        if processes.world_size() > 1:
-            averaged = processes.average([*gradients, *buffers])
-            gradients = averaged[: len(gradients)]
-            if buffers:
-                torch._foreach_copy_(buffers, averaged[len(gradients) :])
-        return gradients
+        averaged = processes.average([*gradients, *buffers])
+        if buffers:
+            torch._foreach_copy_(buffers, averaged[len(gradients) :])
+        return averaged[: len(gradients)]
 
     def check_finite(self, what: str, gradient_norm: Tensor, loss: Tensor) -> None:
         """Raise `Diverged` if a gradient, averaged over the processes, is not finite."""

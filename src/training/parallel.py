@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed as dist
 from torch import nn
@@ -24,8 +22,3 @@ class Averaging(DDPStrategy):
 
     def on_exception(self, exception: BaseException) -> None:
         """Leave the exception as it is: Lightning's advice is about its own wrapper."""
-
-
-def is_parallel(strategy: Any) -> bool:
-    """Return whether a strategy runs several processes."""
-    return getattr(strategy, "world_size", 1) > 1

@@ -22,7 +22,6 @@ import argparse
 import copy
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -358,14 +357,18 @@ def measure_memory(step: Step, device: str) -> float:
     if device == "cuda":
         step()
         return torch.cuda.max_memory_allocated() / 1e9
-    before = _resident()
+    before = _resident("VmRSS")
     step()
-    return max(0.0, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e9)
+    return _resident("VmHWM") - before
 
 
-def _resident() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def _resident(what: str) -> float:
+    """Return this process's resident memory in GB, now (VmRSS) or at most so far (VmHWM).
+
+    Not by getrusage: its maximum outlives exec, so that a new process begins with that of the one that started it.
+    """
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 def _wait(device: str) -> None:

@@ -7,8 +7,8 @@ folded into the convolution before them (`_fold`), and in hand-written gradients
 channels) matrices are views, and K means the operations that one call handles together.
 
 The gradients cannot be differentiated again (create_graph=True is refused): an exact hypergradient needs the plain
-supernet. Times in this file, unless they say otherwise, are medians of 15 to 25 calls on two CPU cores, float32, for 64
-images of 32x32 with 16 channels.
+supernet. Times in this file are medians of 15 to 31 calls by two threads of an AMD EPYC, in two readings where there are two,
+float32, for 64 images of 32x32 with 16 channels unless they say otherwise. `python -m src.bench search` has the sum.
 """
 
 from __future__ import annotations
@@ -314,10 +314,9 @@ def _depthwise(x: Tensor, convs: Sequence[nn.Module], *, subsampled: int = 1) ->
 class _Depthwise(torch.autograd.Function):
     """Depthwise convolutions of x (N, C, H, W) with K weights (C, 1, k, k), without bias.
 
-    The data gradient is a forward convolution with the flipped kernel: 0.3 ms against 3.3 by oneDNN's own (3x3,
-    dilated), 0.6 against 3.7 (5x5, dilated). At stride 2 it runs over the output's gradient spread out with zeros: 3.5
-    against 7.7 (5x5, 32 channels, one core, mean of 16 calls). For the weight gradient see `_weight_gradients`. Both
-    are skipped where nothing requires them.
+    The data gradient at stride 1 is a forward convolution with the flipped kernel: 0.4 and 1.0 ms against 2.1 and 3.9
+    by oneDNN's own (3x3, dilated), 1.1 and 1.3 against 6.0 and 6.2 (5x5, dilated). At stride 2 oneDNN's own is faster.
+    For the weight gradient see `_weight_gradients`. Both are skipped where nothing requires them.
     """
 
     @staticmethod
@@ -338,12 +337,11 @@ class _Depthwise(torch.autograd.Function):
         with _no_autocast(x):
             if ctx.needs_input_grad[1]:
                 for grad, weight in zip(grads, weights, strict=True):
-                    spread = grad
                     if stride > 1:
-                        spread = torch.zeros_like(x)
-                        spread[:, :, ::stride, ::stride] = grad
-                    edge = dilation * (weight.shape[2] - 1) - padding
-                    term = F.conv2d(spread, weight.flip(2, 3), None, 1, edge, dilation, x.shape[1])
+                        term = _gradient(x, grad, weight, *ctx.geometry, of_data=True)
+                    else:
+                        edge = dilation * (weight.shape[2] - 1) - padding
+                        term = F.conv2d(grad, weight.flip(2, 3), None, 1, edge, dilation, x.shape[1])
                     data_grad = term if data_grad is None else data_grad.add_(term)
             if any(ctx.needs_input_grad[2:]):
                 weight_grads = [*_weight_gradients(x, grads, weights[0], ctx.geometry)]
@@ -357,34 +355,36 @@ def _weight_gradients(
 
     oneDNN has a fast kernel for widths up to 3 without dilation only. So on CPU a dilated convolution becomes a plain
     one on the sub-grids of its pixels, and a wider kernel is cut into strips of 3 columns, each of which sees x shifted
-    (and padded above and below: images lower than the kernel take the slow path again, 10 ms against 0.3 for 4x4). A
-    5x5 takes 0.9 ms, and 0.5 for the shifts that K share, against 4.6; a dilated 3x3 0.3, and 0.3 for each set of
-    sub-grids, against 13.
+    (and padded above and below: images lower than the kernel take a slow path again, 0.5 to 0.8 ms against 0.1 for
+    4x4). K = 4 of 5x5 take 12.0 and 14.2 ms against 15.6 and 16.9; of 3x3, dilated, 9.0 and 5.5 against 44 and 54; of
+    5x5, dilated, 27 and 26 against 107 and 139.
     """
     stride, padding, dilation = geometry
     kernel = weight.shape[2]
     if not x.is_cpu or (stride > 1 and dilation > 1):
-        return [_weight_gradient(x, grad, weight, *geometry) for grad in grads]
+        return [_gradient(x, grad, weight, *geometry) for grad in grads]
     if dilation > 1:
         x, grads = _subgrids(x, dilation), [_subgrids(grad, dilation) for grad in grads]
         padding //= dilation
     if kernel <= 3:
-        return [_weight_gradient(x, grad, weight, stride, padding, 1) for grad in grads]
+        return [_gradient(x, grad, weight, stride, padding, 1) for grad in grads]
     padded = F.pad(x, [padding] * 4)
     strips = []
     for left in range(0, kernel, 3):
         strip = weight[..., left : left + 3]
         right = kernel - left - strip.shape[3]
         strips.append((_channels_last(padded[..., left : padded.shape[3] - right]), strip))
-    return [torch.cat([_weight_gradient(s, grad, w, stride, 0, 1) for s, w in strips], dim=3) for grad in grads]
+    return [torch.cat([_gradient(s, grad, w, stride, 0, 1) for s, w in strips], dim=3) for grad in grads]
 
 
-def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
-    """Return the gradient of a depthwise weight, of which the shape alone is used."""
+def _gradient(
+    x: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int, dilation: int, *, of_data: bool = False
+) -> Tensor:
+    """Return torch's gradient of a depthwise weight, of which then the shape alone is used, or of the data."""
     return torch.ops.aten.convolution_backward(
         grad, x, weight, None, [stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], x.shape[1],
-        [False, True, False],
-    )[1]  # fmt: skip
+        [of_data, not of_data, False],
+    )[0 if of_data else 1]  # fmt: skip
 
 
 def _subgrids(x: Tensor, step: int) -> Tensor:
@@ -460,7 +460,7 @@ def _unfold(
     grads are the gradients g of the terms and inputs the d, both (N, C, H, W); totals (K, C) is g summed over pixels,
     factor (K, 1) is a. With A = g^T d and q = scale * (rowsum(W * A) - mean * total), the gradient of a is sum(q), and
     that of d is g (a scale W) - d (W^T diag(a scale^2 q / P) W) + constant. The first product is a 1x1 convolution,
-    which adds the constant on its way: 0.35 ms against 0.44 as torch.addmm.
+    which adds the constant on its way: 0.57 and 0.34 ms against 0.74 and 0.35 as torch.addmm.
 
     Where BatchNorm joins several processes, P, q and the totals in the gradient of d are those of all; the gradients of
     a and W are this process's share.

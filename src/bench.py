@@ -48,7 +48,7 @@ from src.data.sources import Digits
 from src.files import write_whole
 from src.spaces.cells import Supernet
 from src.spaces.choices import RelaxedSpace
-from src.spaces.fused import FusedSupernet
+from src.spaces.fused import FusedNetwork, FusedSupernet
 from src.spaces.genotypes import NAMED_GENOTYPES
 from src.spaces.network import Network
 from src.training.module import channels_last
@@ -57,7 +57,7 @@ from src.training.search import SearchModule
 PARTS = ("search", "hypergradient", "retrain", "data", "growth")
 SEARCH_FORMS = ("published", "published, channels_last", "fused")
 FORMS = (*SEARCH_FORMS, "reference")
-RETRAIN_FORMS = ("published", "this code")
+RETRAIN_FORMS = ("published", "published, channels_last", "fused")
 CLASSES = 10
 HYPERGRADIENTS: dict[str, Hypergradient] = {
     "first_order": FirstOrder(),
@@ -220,7 +220,8 @@ def search_step(form: str, sizes: argparse.Namespace, hypergradient: Hypergradie
 def retrain_step(form: str, sizes: argparse.Namespace) -> Step:
     """Return a function of nothing that takes one training step of DARTS_V2 with auxiliary head and drop path."""
     torch.manual_seed(0)
-    network = Network(
+    kind = FusedNetwork if form == "fused" else Network
+    network = kind(
         NAMED_GENOTYPES["DARTS_V2"].to_architecture(),
         input_shape=(3, sizes.image, sizes.image),
         num_classes=CLASSES,
@@ -230,7 +231,7 @@ def retrain_step(form: str, sizes: argparse.Namespace) -> Step:
     network.drop_path = 0.1
     images = torch.randn(sizes.retrain_batch, 3, sizes.image, sizes.image, device=sizes.device)
     labels = torch.randint(CLASSES, (sizes.retrain_batch,), device=sizes.device)
-    if form == "this code":
+    if form != "published":
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         images = channels_last(images)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4)

@@ -66,6 +66,7 @@ class CellNetwork:
     """The network that a genotype is retrained as; see `src.spaces.network.Network`."""
 
     _target_: str = MISSING
+    impl: str = MISSING
     channels: int = MISSING
     cells: int = MISSING
     stem_multiplier: int = MISSING

@@ -25,7 +25,17 @@ from src.callbacks.record import EpochMetrics
 from src.data.modules import RetrainData
 from src.launch import command_of_job, launch, mistakes
 from src.report import write_report
-from src.runs import Record, build_data, build_trainer, check_optimizers, claim, count_macs, count_params, recorded
+from src.runs import (
+    Record,
+    build_data,
+    build_network,
+    build_trainer,
+    check_optimizers,
+    claim,
+    count_macs,
+    count_params,
+    recorded,
+)
 from src.spaces.genotypes import load_cells
 from src.training.retrain import RetrainModule
 
@@ -36,7 +46,7 @@ def build_module(config: DictConfig, data: RetrainData, architecture: Architectu
     network: dict[str, Any] = dict(config.space)
     training = {name: network.pop(name) for name in ("auxiliary_weight", "drop_path") if name in network}
     return RetrainModule(
-        instantiate(network, architecture=architecture, input_shape=data.input_shape, num_classes=data.num_classes),
+        build_network(network, architecture=architecture, input_shape=data.input_shape, num_classes=data.num_classes),
         num_classes=data.num_classes,
         optimizer=instantiate(config.optimizer.weights),
         scheduler=instantiate(config.optimizer.schedule),

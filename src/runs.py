@@ -31,13 +31,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from src.architecture import Architecture
 from src.callbacks.checkpoint import Checkpoints
 from src.checkpoints import WholeCheckpoints, newest
-from src.errors import Diverged, Interrupted
+from src.errors import Diverged, Interrupted, unknown
 from src.files import lock_file, write_whole
 from src.resume import SETTINGS, read_settings, settings_text
 from src.spaces.batch_norm import synchronise
+from src.spaces.fused import plain_forms
 from src.training.parallel import Averaging
 
 RESULT, LOCK = "result.json", ".lock"
+IMPLEMENTATIONS = ("fused", "reference")  # of space.impl
+FUSED_FORMS = {
+    "src.spaces.cells.Supernet": "src.spaces.fused.FusedSupernet",
+    "src.spaces.network.Network": "src.spaces.fused.FusedNetwork",
+}
 
 
 @dataclass
@@ -258,6 +264,24 @@ def build_data(kind: type[Data], config: DictConfig) -> Data:
     return data
 
 
+def build_network(space: dict[str, Any], *, differentiated_twice: bool = False, **arguments: Any) -> nn.Module:
+    """Return the network of a config's `space`, in the form that `space.impl` asks for; say where it cannot be had."""
+    settings = dict(space)
+    impl, target = settings.pop("impl", None), settings["_target_"]
+    if impl not in (None, *IMPLEMENTATIONS):
+        raise unknown("form in space.impl:", impl, IMPLEMENTATIONS)
+    if impl == "fused":
+        if target not in FUSED_FORMS:
+            print(f"space.impl=fused: {target} has no fused form, its own is used", file=sys.stderr)
+        elif differentiated_twice:
+            print(
+                "space.impl=fused: an exact hypergradient differentiates twice, the reference is used", file=sys.stderr
+            )
+        else:
+            settings["_target_"] = FUSED_FORMS[target]
+    return instantiate(settings, **arguments)
+
+
 def build_trainer(
     config: DictConfig,
     folder: Path,
@@ -349,7 +373,7 @@ def count_macs(module: nn.Module, input_shape: tuple[int, int, int]) -> int:
     training = module.training
     module.eval()
     parameter = next(module.parameters())
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), plain_forms(), FlopCounterMode(display=False) as counter:
         module(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
     module.train(training)
     return counter.get_total_flops() // 2

@@ -17,37 +17,24 @@ from pathlib import Path
 import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import nn
 
-from src.bilevel.hypergradient import Exact, Hypergradient
+from src.bilevel.hypergradient import Exact
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.data.modules import SearchData
-from src.errors import unknown
 from src.launch import command_of_job, launch, mistakes
 from src.report import write_report
-from src.runs import Record, build_data, build_trainer, check_optimizers, claim, count_macs, count_params, recorded
+from src.runs import (
+    Record,
+    build_data,
+    build_network,
+    build_trainer,
+    check_optimizers,
+    claim,
+    count_macs,
+    count_params,
+    recorded,
+)
 from src.training.search import SearchModule, check_precision
-
-IMPLEMENTATIONS = ("fused", "reference")
-FUSED_FORMS = {"src.spaces.cells.Supernet": "src.spaces.fused.FusedSupernet"}
-
-
-def build_space(config: DictConfig, data: SearchData, hypergradient: Hypergradient) -> nn.Module:
-    """Return the search space of a composed config, in the form that `space.impl` asks for."""
-    space = dict(config.space)
-    impl = space.pop("impl", None)
-    if impl not in (None, *IMPLEMENTATIONS):
-        raise unknown("form in space.impl:", impl, IMPLEMENTATIONS)
-    if impl == "fused":
-        if space["_target_"] not in FUSED_FORMS:
-            print(f"space.impl=fused: {space['_target_']} has no fused form, its own is used", file=sys.stderr)
-        elif isinstance(hypergradient, Exact):
-            print(
-                "space.impl=fused: an exact hypergradient differentiates twice, the reference is used", file=sys.stderr
-            )
-        else:
-            space["_target_"] = FUSED_FORMS[space["_target_"]]
-    return instantiate(space, input_shape=data.input_shape, num_classes=data.num_classes)
 
 
 def build_module(config: DictConfig, data: SearchData) -> SearchModule:
@@ -60,7 +47,12 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
             f"{hypergradient.order}; allowed are hypergradient=auto or one of the same order"
         )
     return SearchModule(
-        build_space(config, data, hypergradient),
+        build_network(
+            config.space,
+            differentiated_twice=isinstance(hypergradient, Exact),
+            input_shape=data.input_shape,
+            num_classes=data.num_classes,
+        ),
         num_classes=data.num_classes,
         hypergradient=hypergradient,
         weight_optimizer=instantiate(config.optimizer.weights),

@@ -1,30 +1,51 @@
-"""The supernet's function of the same parameters, written to be fast. A state dict fits both.
+"""The supernet, and the network of a genotype, written to be fast: the same functions of the same parameters.
 
-The plain supernet (src/spaces/cells.py) is bound by memory traffic and by the number of kernels, not by arithmetic. A
-cell here differs from a plain one in what it computes once instead of per edge (`FusedCell`), in BatchNorms that are
-folded into the convolution before them (`_fold`), and in hand-written gradients (`_Depthwise`, `_NormReLU`, `_Mix`,
-`_Normalise`). Every identity is exact; only rounding differs. Inside, images are channels_last, so that "flat" (pixels,
-channels) matrices are views, and K means the operations that one call handles together.
+The plain forms (src/spaces/cells.py, src/spaces/network.py) call an operator, and write an image, for every step of every
+operation. A supernet's cell here is one function with a hand-written gradient, made of the few kernels in src/kernels:
 
-The gradients cannot be differentiated again (create_graph=True is refused): an exact hypergradient needs the plain
-supernet. Times in this file are medians of 15 to 31 calls by two threads of an AMD EPYC, in two readings where there are two,
-float32, for 64 images of 32x32 with 16 channels unless they say otherwise. `python -m src.bench search` has the sum.
+- What several edges would compute from one state (its ReLU, its pools) is computed once; `none` is never computed.
+- ReLU, depthwise and pointwise convolution are one kernel, which also sums up what BatchNorm needs to know of its output
+  z. BatchNorm is then a scale and a shift of each channel, and the alpha of an operation rides on that scale, so that a
+  node is a weighted sum of the z on its edges; between the halves of a separable convolution, the second half rescales
+  what it reads. Of each convolution z alone is kept, and the backward pass recomputes what lies before it.
+- A gradient that nothing asks for is not computed: that of the weights in a pass for the alphas, that of the images in
+  the first cell.
+
+Every identity is exact; only rounding differs. State dicts fit both forms. The gradients cannot be differentiated again
+(create_graph=True is refused): an exact hypergradient needs the plain supernet. `python -m src.bench` compares times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, wraps
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from src.spaces.batch_norm import joined, processes_joined_by
+from src import kernels
+from src.kernels import sums_dtype
+from src.spaces.branches import Branch, Incoming, Normal, Same, Statistics, affine_parameters, as_edges, branch_of
 from src.spaces.cells import Cell, CellPlan, Node, Supernet
 from src.spaces.choices import LayerChoice
-from src.spaces.operations import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv, Zero
+from src.spaces.genotypes import Node as NodeEdges
+from src.spaces.network import GenotypeCell, Network
+from src.spaces.operations import Zero
+
+_fused = True
+
+
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """Within it, what is fused evaluates as the plain form does: for whoever counts operators."""
+    global _fused  # noqa: PLW0603
+    _fused = False
+    try:
+        yield
+    finally:
+        _fused = True
 
 
 class FusedSupernet(Supernet):
@@ -36,9 +57,12 @@ class FusedSupernet(Supernet):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, num_classes)."""
-        statistics = _Statistics()
+        if not _fused:
+            return super().forward(images)
+        statistics = Statistics()
         convolution, norm = cast(nn.Sequential, self.stem)
-        before_last = last = _batch_norm(convolution(_channels_last(images)), [norm], statistics)[0]
+        images = images.contiguous(memory_format=torch.channels_last)
+        before_last = last = apply(Same([norm]), convolution(images), statistics)
         statistics.update_norms()
         for cell in self.cells:
             before_last, last = last, cell(before_last, last)
@@ -46,597 +70,250 @@ class FusedSupernet(Supernet):
 
 
 class FusedCell(Cell):
-    """`Cell`, evaluated state by state: what several edges would compute from one state is computed once.
-
-    `none` is never computed; the ReLU of a state, its pools with their BatchNorms (which have no parameters), and the
-    pixels that operations of stride 2 read are shared by all its edges. An operation without a fused form is called as
-    it is; modules with one are not called (their parameters are read), so that hooks on them do not run. All BatchNorms
-    of a cell have the same momentum and eps, as src/spaces/operations.py makes them.
-    """
+    """`Cell` as one function. All BatchNorms of a cell have one momentum and one eps, as in src/spaces/operations.py."""
 
     def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
         """Map the outputs of cells k-2 and k-1 to this cell's output (N, nodes * channels, H, W)."""
-        statistics = _Statistics()
-        states = [
-            _Source(x).preprocess(module, statistics)
-            for x, module in ((before_last, self.preprocess0), (last, self.preprocess1))
+        if not _fused:
+            return super().forward(before_last, last)
+        statistics = Statistics()
+        inputs = [
+            apply(branch_of([module]), x, statistics)
+            for module, x in ((self.preprocess0, before_last), (self.preprocess1, last))
         ]
         nodes = [cast(Node, node) for node in self.nodes]
-        sums = [_Sum() for _ in nodes]
-        for index in range(2 + len(nodes)):
-            if index >= 2:
-                rows = [cast(LayerChoice, edge).weights for edge in nodes[index - 2].edges]
-                states.append(sums[index - 2](torch.stack(cast("list[Tensor]", rows)), statistics))
-            targets = range(max(0, index - 1), len(nodes))
-            if targets:
-                edges = [cast(LayerChoice, nodes[target].edges[index]) for target in targets]
-                _send(index, states[index], edges, [sums[target] for target in targets], statistics)
+        sources = [
+            Source.of([cast(LayerChoice, node.edges[index]) for node in nodes[max(0, index - 1) :]], statistics)
+            for index in range(1 + len(nodes))
+        ]
+        parameters = [parameter for source in sources for parameter in source.parameters]
+        output = _Graph.apply(sources, len(nodes), *(source.rows for source in sources), *inputs, *parameters)
         statistics.update_norms()
-        return torch.cat(states[2:], dim=1)
+        return cast(Tensor, output)
 
 
-def _send(index: int, state: Tensor, edges: list[LayerChoice], sums: list[_Sum], statistics: _Statistics) -> None:
-    """Apply the operations of all edges that leave `state`, and hand each result to the sum of the edge's node.
+class FusedNetwork(Network):
+    """`Network` with fused cells."""
 
-    Only the very classes of src/spaces/operations.py have a fused form, and only if their BatchNorm has no parameters.
+    def cell(self, plan: CellPlan, nodes: Sequence[NodeEdges]) -> nn.Module:
+        """Return the cell for a place in the stack."""
+        return FusedGenotypeCell(plan, nodes)
+
+
+class FusedGenotypeCell(GenotypeCell):
+    """`GenotypeCell` with fused operations."""
+
+    def evaluate(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Return what an operation makes of a state."""
+        if not _fused or isinstance(module, nn.Identity):
+            return super().evaluate(module, x)
+        statistics = Statistics()
+        output = apply(branch_of([module]), x, statistics)
+        statistics.update_norms()
+        return output
+
+
+def apply(branch: Branch, x: Tensor, statistics: Statistics) -> Tensor:
+    """Return what a branch of one edge makes of x (N, C, H, W), its BatchNorm included."""
+    source = Source(torch.ones(1, 1, dtype=sums_dtype(x.device), device=x.device), [0], [branch], statistics)
+    return cast(Tensor, _Single.apply(source, x, *source.parameters))
+
+
+class Source:
+    """A state and the K edges that leave it, to the last K nodes, with M branches; none for `none`."""
+
+    def __init__(
+        self, rows: Tensor, columns: Sequence[int], branches: Sequence[Branch], statistics: Statistics
+    ) -> None:
+        self.rows = rows  # (K, candidates): softmax weights
+        self.columns = columns  # of the branches among the candidates
+        self.branches = branches
+        self.statistics = statistics
+        self.first = -len(rows)  # of its nodes
+        self.parameters = [p for branch in branches for p in (*branch.parameters, *affine_parameters(branch.norms))]
+        self.versions = self._versions()
+        self.normal: Normal
+        self._counts: list[int] = []
+
+    @classmethod
+    def of(cls, edges: Sequence[LayerChoice], statistics: Statistics) -> Source:
+        """Return the source of the choices on its edges."""
+        operations = [[edge.candidates[name] for edge in edges] for name in edges[0].candidates]
+        columns = [column for column, (first, *_) in enumerate(operations) if type(first) is not Zero]
+        rows = torch.stack([cast(Tensor, edge.weights) for edge in edges])
+        return cls(rows, columns, [branch_of(operations[column]) for column in columns], statistics)
+
+    def forward(self, kernel: ModuleType, rows: Tensor, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return the terms, M of (K or 1, N, C, H, W), and the factors (M, K, C) and constant (K, C) of their sum."""
+        for branch in self.branches:
+            branch.forward(kernel, x, self.statistics)
+        terms = [branch.term for branch in self.branches]
+        edges, channels = len(rows), terms[0].shape[2]
+        normed = [branch for branch in self.branches if branch.norms]
+        normals: Iterator[Normal] = iter(())
+        if normed:
+            norms = [norm for branch in normed for norm in branch.norms]
+            moments = torch.cat([branch.moments.expand(-1, edges, channels) for branch in normed], dim=1)
+            normals = iter(Normal.of(norms, moments, terms[0], self.statistics).split(edges))
+        plain = Normal.none(edges, channels, rows.device)
+        self.normal = Normal.stack([next(normals) if branch.norms else plain for branch in self.branches])
+        factors, constants = self._alphas(rows) * self.normal.rescale()
+        return terms, factors, constants.sum(0)
+
+    def backward(
+        self, kernel: ModuleType, rows: Tensor, grads: Tensor, x: Tensor, *, into: Tensor | None, needs_weights: bool
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the gradients of rows and of `parameters`, and add that of x to `into`.
+
+        grads (K, N, C, H, W) are those of the nodes.
+        """
+        if self.versions != self._versions():
+            raise RuntimeError("weights were changed in place between a forward pass and its backward pass")
+        sums = kernel.dots(grads, [branch.term for branch in self.branches])
+        total, centred = sums[0], self.normal.centred(sums[0], sums[1:])
+        alphas = self._alphas(rows)
+        of_weights, of_biases = self.normal.scale * centred, total.expand_as(centred)
+        alpha_grads = (self.normal.weight * of_weights + self.normal.bias * of_biases).sum(2).to(rows.dtype)
+        by_column = dict(zip(self.columns, alpha_grads, strict=True))
+        zero = rows.new_zeros(len(rows))  # of `none`
+        row_grads = torch.stack([by_column.get(column, zero) for column in range(rows.shape[1])], dim=1)
+        mixes = self.normal.mix(alphas, total, centred).unbind(1)
+        parameter_grads: list[Tensor | None] = []
+        for index, (branch, mix) in enumerate(zip(self.branches, mixes, strict=True)):
+            parameters: Sequence[Tensor | None] = [None] * len(branch.parameters)
+            if into is not None or (needs_weights and branch.parameters):
+                parameters = branch.backward(Incoming(kernel, grads, mix, x, into, needs_weights))
+            parameter_grads += parameters
+            if affine_parameters(branch.norms):
+                parameter_grads += [*(alphas * of_weights)[index], *(alphas * of_biases)[index]]
+            branch.tensors = []
+        return row_grads, parameter_grads
+
+    def take_tensors(self) -> Iterator[Tensor]:
+        """Yield what the backward pass needs, and let go of it: autograd keeps it."""
+        self._counts = [len(branch.tensors) for branch in self.branches]
+        for branch in self.branches:
+            yield from branch.tensors
+            branch.tensors = []
+
+    def give_tensors(self, tensors: Iterator[Tensor]) -> None:
+        """Take back what `take_tensors` yielded."""
+        for branch, count in zip(self.branches, self._counts, strict=True):
+            branch.tensors = [next(tensors) for _ in range(count)]
+
+    def _alphas(self, rows: Tensor) -> Tensor:
+        """Return the weights of the terms, (M, K, 1)."""
+        return torch.stack([rows[:, column] for column in self.columns])[:, :, None]
+
+    def _versions(self) -> list[int]:
+        return [parameter._version for parameter in self.parameters]
+
+
+class _Graph(torch.autograd.Function):
+    """A cell: rows of softmax weights for each source, the two inputs, all parameters -> the output.
+
+    The states are the two inputs and the nodes, which lie in the output side by side. A node is complete, and read as a
+    source, once all sources before it have added their terms; backward, its gradient once all behind it have.
     """
-    source = _Source(state)
-    for column, name in enumerate(edges[0].candidates):
-        operations: list[Any] = [edge.candidates[name] for edge in edges]
-        first = operations[0]
-        layers: list[DilatedConv] = []
-        if type(first) is Zero:
-            continue
-        if type(first) is DilatedConv and _has_plain_norm(first[3]):
-            layers = operations
-            outputs = source.depthwise([layer[1] for layer in layers])
-        elif type(first) is SeparableConv and _has_plain_norm(first[0][3]):  # pyright: ignore[reportIndexIssue]
-            middles = source.norm_relu([operation[0] for operation in operations], statistics)
-            layers = [operation[1] for operation in operations]
-            outputs = [_depthwise(middle, [layer[1]])[0] for middle, layer in zip(middles, layers, strict=True)]
-        elif type(first) is Pool and _has_plain_norm(first.norm):
-            outputs = source.pool(operations, statistics)
-        elif type(first) is FactorizedReduce:
-            outputs = source.factorized_reduce(operations, statistics)
-        else:
-            outputs = [operation(state) for operation in operations]
-        for node, output, layer in zip(sums, outputs, layers or [None] * len(sums), strict=True):
-            node.add((index, column), output, layer)
+
+    @staticmethod
+    def forward(ctx: Any, sources: list[Source], nodes: int, *tensors: Tensor) -> Tensor:
+        rows, inputs = tensors[: len(sources)], tensors[len(sources) : len(sources) + 2]
+        ctx.sources, ctx.nodes, ctx.dtype = sources, nodes, _compute_dtype(inputs[0])
+        states = [as_edges(x) for x in inputs]
+        output: Tensor | None = None
+        for index, (source, row) in enumerate(zip(sources, rows, strict=True)):
+            x = states[index].to(ctx.dtype)
+            kernel = kernels.of(x)
+            terms, factors, constant = source.forward(kernel, row, x)
+            if output is None:
+                _, count, channels, height, width = terms[0].shape
+                dtype = torch.promote_types(x.dtype, torch.float32)
+                output = x.new_empty(count, height, width, nodes * channels, dtype=dtype).permute(0, 3, 1, 2)
+                states += _by_node(output, nodes).split(1)
+            kernel.combine(_by_node(output, nodes)[source.first :], terms, factors, constant, add=index > 0)
+        assert output is not None
+        ctx.save_for_backward(*rows, *inputs, output, *(t for source in sources for t in source.take_tensors()))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _check_first_order()
+        count = len(ctx.sources)
+        saved = iter(ctx.saved_tensors)
+        rows = [next(saved) for _ in range(count)]
+        inputs = [next(saved) for _ in range(2)]
+        output = next(saved)
+        for source in ctx.sources:
+            source.give_tensors(saved)
+        needs = iter(ctx.needs_input_grad[2 + count :])  # of the inputs, then of the parameters
+        nodes = _by_node(grads[0].to(output.dtype, memory_format=torch.channels_last, copy=True), ctx.nodes)
+        states = [as_edges(x) for x in inputs]
+        state_grads = [torch.zeros_like(x, dtype=output.dtype) if next(needs) else None for x in states]
+        states += _by_node(output, ctx.nodes).split(1)
+        state_grads += nodes.split(1)
+        weights_needed = [sum([next(needs) for _ in source.parameters]) > 0 for source in ctx.sources]
+        row_grads: list[Tensor | None] = [None] * count
+        parameter_grads: list[list[Tensor | None]] = [[]] * count
+        for index in reversed(range(count)):
+            source, x = ctx.sources[index], states[index].to(ctx.dtype)
+            row_grads[index], parameter_grads[index] = source.backward(
+                kernels.of(x),
+                rows[index],
+                nodes[source.first :],
+                x,
+                into=state_grads[index],
+                needs_weights=weights_needed[index],
+            )
+        input_grads = [None if g is None else g[0].to(x.dtype) for g, x in zip(state_grads, inputs, strict=False)]
+        return None, None, *row_grads, *input_grads, *(g for source in parameter_grads for g in source)
 
 
-def _has_plain_norm(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.BatchNorm2d) and norm.weight is None
+class _Single(torch.autograd.Function):
+    """A source with one edge and one branch: its state, the parameters -> the output."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Source, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.source = source
+        state = as_edges(x.to(_compute_dtype(x)))
+        kernel = kernels.of(state)
+        (term,), factors, constant = source.forward(kernel, source.rows, state)
+        output = kernel.empty(term.shape, like=term)
+        kernel.combine(output, [term], factors, constant, add=False)
+        ctx.save_for_backward(x, *source.take_tensors())
+        return output[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _check_first_order()
+        x, *tensors = ctx.saved_tensors
+        ctx.source.give_tensors(iter(tensors))
+        dtype = ctx.source.branches[0].term.dtype
+        state, grad = as_edges(x.to(dtype)), as_edges(grads[0].to(dtype))
+        _, needs_x, *needs = ctx.needs_input_grad
+        into = torch.zeros_like(state) if needs_x else None
+        _, parameter_grads = ctx.source.backward(
+            kernels.of(state), ctx.source.rows, grad, state, into=into, needs_weights=any(needs)
+        )
+        return None, None if into is None else into[0].to(x.dtype), *parameter_grads
 
 
-class _Source:
-    """A state, and what its edges share."""
-
-    def __init__(self, state: Tensor) -> None:
-        self.state = state
-
-    @cached_property
-    def relu(self) -> Tensor:
-        """ReLU of the state."""
-        return F.relu(self.state)
-
-    @cached_property
-    def even(self) -> Tensor:
-        """ReLU of the state at pixels of even row and column."""
-        return _channels_last(self.relu[:, :, ::2, ::2])
-
-    def depthwise(self, convs: Sequence[nn.Module]) -> Sequence[Tensor]:
-        """Apply depthwise convolutions of one geometry. At stride 2, a dilation of 2 reads even pixels only."""
-        conv = cast(nn.Conv2d, convs[0])
-        if conv.stride == conv.dilation == (2, 2):
-            return _depthwise(self.even, convs, subsampled=2)
-        return _depthwise(self.relu, convs)
-
-    def norm_relu(self, layers: Sequence[DilatedConv], statistics: _Statistics) -> Sequence[Tensor]:
-        """Apply layers of one geometry, and the ReLU that follows them in a separable convolution."""
-        call = _Call(_norms(layers), statistics, [])
-        outputs = _NormReLU.apply(call, _pointwise_weights(layers), *self.depthwise([layer[1] for layer in layers]))
-        return cast("tuple[Tensor, ...]", outputs)
-
-    def pool(self, pools: Sequence[Pool], statistics: _Statistics) -> list[Tensor]:
-        """Pool and normalise for each edge: in training once, since the batch's statistics serve every edge."""
-        return _batch_norm(pools[0].pool(self.state), [pool.norm for pool in pools], statistics)
-
-    def factorized_reduce(self, operations: Sequence[FactorizedReduce], statistics: _Statistics) -> list[Tensor]:
-        """Apply FactorizedReduces; the pixels they read are gathered once, not by each strided convolution."""
-        odd = self.relu[:, :, 1::2, 1::2]
-        missing = (0, self.relu.shape[3] % 2, 0, self.relu.shape[2] % 2)
-        odd = _channels_last(F.pad(odd, missing) if any(missing) else odd)
-        outputs = []
-        for operation in operations:
-            halves = F.conv2d(self.even, operation.even.weight), F.conv2d(odd, operation.odd.weight)
-            outputs += _batch_norm(torch.cat(halves, dim=1), [operation.norm], statistics)
-        return outputs
-
-    def preprocess(self, module: nn.Module, statistics: _Statistics) -> Tensor:
-        """Bring the state, the output of an earlier cell, to this cell's size."""
-        if isinstance(module, FactorizedReduce):
-            return self.factorized_reduce([module], statistics)[0]
-        _, convolution, norm = cast(ReLUConvBN, module)
-        return _batch_norm(convolution(self.relu), [norm], statistics)[0]
-
-
-class _Sum:
-    """The incoming terms of a node, and their sum weighted by the alphas. A place is (edge, candidate)."""
-
-    def __init__(self) -> None:
-        self.places: list[tuple[int, int]] = []
-        self.terms: list[Tensor] = []
-        self.folded_places: list[tuple[int, int]] = []
-        self.folded: list[Tensor] = []
-        self.layers: list[DilatedConv] = []
-
-    def add(self, place: tuple[int, int], term: Tensor, layer: DilatedConv | None = None) -> None:
-        """Add a term; with a layer, `term` is its depthwise output, and its pointwise convolution and BatchNorm follow."""
-        if layer is None:
-            self.places.append(place)
-            self.terms.append(term)
-        else:
-            self.folded_places.append(place)
-            self.folded.append(term)
-            self.layers.append(layer)
-
-    def __call__(self, rows: Tensor, statistics: _Statistics) -> Tensor:
-        """Return the sum (N, C, H, W), weighted by rows (edges, candidates)."""
-        terms = [*self.terms, *self.folded]
-        assert terms, "a LayerChoice has a candidate besides none"
-        weights = _pointwise_weights(self.layers) if self.layers else None
-        call = _Call(_norms(self.layers), statistics, [*self.places, *self.folded_places])
-        return cast(Tensor, _Mix.apply(call, rows, weights, *terms))
-
-
-class _Call(NamedTuple):
-    """What `_NormReLU` and `_Mix` are told besides tensors: the K BatchNorms, and the place of each term."""
-
-    norms: list[nn.BatchNorm2d]
-    statistics: _Statistics
-    places: list[tuple[int, int]]
-
-    @property
-    def processes(self) -> int:
-        """Over how many processes the BatchNorms' batch extends."""
-        return processes_joined_by(self.norms[0]) if self.norms else 1
-
-
-class _Statistics:
-    """The statistics of a batch that a cell's BatchNorms are to remember; three kernels update all of them."""
-
-    def __init__(self) -> None:
-        self.norms: list[nn.BatchNorm2d] = []
-        self.means: list[Tensor] = []
-        self.variances: list[Tensor] = []
-
-    def add(self, norms: Iterable[nn.BatchNorm2d], means: Iterable[Tensor], variances: Iterable[Tensor]) -> None:
-        """Note means and unbiased variances (C,) for `norms`."""
-        self.norms.extend(norms)
-        self.means.extend(means)
-        self.variances.extend(variances)
-
-    @torch.no_grad()
-    def update_norms(self) -> None:
-        """Move the running statistics, in place: they may be buffers that torch.func.functional_call put there."""
-        if self.norms:
-            momentum = cast(float, self.norms[0].momentum)
-            torch._foreach_lerp_([cast(Tensor, norm.running_mean) for norm in self.norms], self.means, momentum)
-            torch._foreach_lerp_([cast(Tensor, norm.running_var) for norm in self.norms], self.variances, momentum)
-            torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in self.norms], 1)
-
-
-def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a backward pass that is to be differentiated itself an error.
+def _check_first_order() -> None:
+    """Raise an error in a backward pass that is to be differentiated itself.
 
     torch's once_differentiable raises too late: where the second derivative is asked for by torch.autograd.grad, it
     drops the path through the function without a word.
     """
+    if torch.is_grad_enabled():  # by create_graph=True
+        raise RuntimeError("the fused supernet has no second derivatives, space.impl=reference has")
 
-    @wraps(backward)
-    def checked(*args: Any) -> Any:
-        if torch.is_grad_enabled():  # by create_graph=True
-            raise RuntimeError("the fused supernet has no second derivatives, space.impl=reference has")
-        return backward(*args)
 
-    return checked
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the type in which autocast, if it is on, wants convolutions of x."""
+    enabled = torch.is_autocast_enabled(x.device.type)
+    return torch.get_autocast_dtype(x.device.type) if enabled else x.dtype
 
 
-# BatchNorm
-
-
-def _batch_norm(x: Tensor, norms: Sequence[nn.Module], statistics: _Statistics) -> list[Tensor]:
-    """Return x normalised by each of `norms`; those without parameters give the same tensor in training."""
-    if not norms[0].training:
-        return [norm(x) for norm in norms]
-    first, *_ = norms = [cast(nn.BatchNorm2d, norm) for norm in norms]
-    processes = processes_joined_by(first)
-    output, mean, variance = cast("tuple[Tensor, Tensor, Tensor]", _Normalise.apply(x, first.eps, processes))
-    statistics.add(norms, [mean] * len(norms), [variance] * len(norms))
-    if first.weight is not None:
-        output = output * first.weight[:, None, None] + first.bias[:, None, None]
-    return [output] * len(norms)
-
-
-class _Normalise(torch.autograd.Function):
-    """x (N, C, H, W) with mean 0 and variance 1 in each channel; also returns mean and unbiased variance.
-
-    Not for speed: torch's BatchNorm of channels_last images on CPU adds up plainly, so that its mean and scale are off
-    by 7e-6 for 64 images of 32x32, where a mean by sum() is by 1e-7. With it the alphas' gradient of the paper's
-    supernet missed float64's by 1.3e-3 and 3.0e-3 (two batches of 8 images), without it by 3e-4 both times; the plain
-    supernet misses it by 1e-4 and 4e-4 in NCHW, and by 1.4e-3 and 3.2e-3 in channels_last.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float, processes: int) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.processes = processes
-        with _no_autocast(x):
-            flat = _wide(_flat(x))
-            pixels = flat.shape[0] * processes
-            mean = joined(flat.sum(0), processes) / pixels
-            centred = flat - mean
-            squares = joined((centred * centred).sum(0), processes)
-            scale = (squares / pixels + eps).rsqrt()
-            output = _unflat(centred.mul_(scale).to(x.dtype), x)
-            variance = squares / (pixels - 1)
-        ctx.save_for_backward(output, scale)
-        ctx.mark_non_differentiable(mean, variance)
-        return output, mean, variance
-
-    @staticmethod
-    @_first_order
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        output, scale = ctx.saved_tensors
-        with _no_autocast(grad):
-            flat, normal = _wide(_flat(grad)), _wide(_flat(output))
-            pixels = flat.shape[0] * ctx.processes
-            sums = joined(torch.stack([flat.sum(0), (flat * normal).sum(0)]), ctx.processes)
-            constant, slope = -scale * sums / pixels
-            x_grad = torch.addcmul(constant, normal, slope).addcmul_(flat, scale)
-        return _unflat(x_grad.to(grad.dtype), output), None, None
-
-
-# Depthwise convolutions
-
-
-def _depthwise(x: Tensor, convs: Sequence[nn.Module], *, subsampled: int = 1) -> tuple[Tensor, ...]:
-    """Apply depthwise convolutions of one geometry to x, of which only every `subsampled`-th pixel is given."""
-    conv = cast(nn.Conv2d, convs[0])
-    stride, dilation = conv.stride[0] // subsampled, conv.dilation[0] // subsampled
-    geometry = stride, cast(int, conv.padding[0]) // subsampled, dilation
-    weights = [cast(nn.Conv2d, conv).weight for conv in convs]
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
-    return cast("tuple[Tensor, ...]", _Depthwise.apply(geometry, x, *weights))
-
-
-class _Depthwise(torch.autograd.Function):
-    """Depthwise convolutions of x (N, C, H, W) with K weights (C, 1, k, k), without bias.
-
-    The data gradient at stride 1 is a forward convolution with the flipped kernel: 0.4 and 1.0 ms against 2.1 and 3.9
-    by oneDNN's own (3x3, dilated), 1.1 and 1.3 against 6.0 and 6.2 (5x5, dilated). At stride 2 oneDNN's own is faster.
-    For the weight gradient see `_weight_gradients`. Both are skipped where nothing requires them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, geometry: tuple[int, int, int], x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.geometry = geometry
-        ctx.save_for_backward(x, *weights)
-        with _no_autocast(x):
-            return tuple(F.conv2d(x, weight, None, *geometry, x.shape[1]) for weight in weights)
-
-    @staticmethod
-    @_first_order
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        stride, padding, dilation = ctx.geometry
-        grads = tuple(_channels_last(grad) for grad in grads)
-        data_grad: Tensor | None = None
-        weight_grads: list[Tensor | None] = [None] * len(weights)
-        with _no_autocast(x):
-            if ctx.needs_input_grad[1]:
-                for grad, weight in zip(grads, weights, strict=True):
-                    if stride > 1:
-                        term = _gradient(x, grad, weight, *ctx.geometry, of_data=True)
-                    else:
-                        edge = dilation * (weight.shape[2] - 1) - padding
-                        term = F.conv2d(grad, weight.flip(2, 3), None, 1, edge, dilation, x.shape[1])
-                    data_grad = term if data_grad is None else data_grad.add_(term)
-            if any(ctx.needs_input_grad[2:]):
-                weight_grads = [*_weight_gradients(x, grads, weights[0], ctx.geometry)]
-        return None, data_grad, *weight_grads
-
-
-def _weight_gradients(
-    x: Tensor, grads: Sequence[Tensor], weight: Tensor, geometry: tuple[int, int, int]
-) -> list[Tensor]:
-    """Return the gradient of each depthwise weight.
-
-    oneDNN has a fast kernel for widths up to 3 without dilation only. So on CPU a dilated convolution becomes a plain
-    one on the sub-grids of its pixels, and a wider kernel is cut into strips of 3 columns, each of which sees x shifted
-    (and padded above and below: images lower than the kernel take a slow path again, 0.5 to 0.8 ms against 0.1 for
-    4x4). K = 4 of 5x5 take 12.0 and 14.2 ms against 15.6 and 16.9; of 3x3, dilated, 9.0 and 5.5 against 44 and 54; of
-    5x5, dilated, 27 and 26 against 107 and 139.
-    """
-    stride, padding, dilation = geometry
-    kernel = weight.shape[2]
-    if not x.is_cpu or (stride > 1 and dilation > 1):
-        return [_gradient(x, grad, weight, *geometry) for grad in grads]
-    if dilation > 1:
-        x, grads = _subgrids(x, dilation), [_subgrids(grad, dilation) for grad in grads]
-        padding //= dilation
-    if kernel <= 3:
-        return [_gradient(x, grad, weight, stride, padding, 1) for grad in grads]
-    padded = F.pad(x, [padding] * 4)
-    strips = []
-    for left in range(0, kernel, 3):
-        strip = weight[..., left : left + 3]
-        right = kernel - left - strip.shape[3]
-        strips.append((_channels_last(padded[..., left : padded.shape[3] - right]), strip))
-    return [torch.cat([_gradient(s, grad, w, stride, 0, 1) for s, w in strips], dim=3) for grad in grads]
-
-
-def _gradient(
-    x: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int, dilation: int, *, of_data: bool = False
-) -> Tensor:
-    """Return torch's gradient of a depthwise weight, of which then the shape alone is used, or of the data."""
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], x.shape[1],
-        [of_data, not of_data, False],
-    )[0 if of_data else 1]  # fmt: skip
-
-
-def _subgrids(x: Tensor, step: int) -> Tensor:
-    """Return x (N, C, H, W) as its step^2 sub-grids, stacked along N; sides are padded with zeros to a multiple."""
-    missing = (0, -x.shape[3] % step, 0, -x.shape[2] % step)
-    if any(missing):
-        x = F.pad(x, missing)
-    return torch.cat([x[:, :, i::step, j::step] for i in range(step) for j in range(step)])
-
-
-# Pointwise convolutions with their BatchNorm
-
-
-class _Folded(NamedTuple):
-    """Statistics of z = W d for K pointwise convolutions, and those of d that they come from (None in eval mode)."""
-
-    mean: Tensor  # (K, C), of z
-    scale: Tensor  # (K, C), 1 / sqrt(variance of z + eps)
-    input_mean: Tensor | None  # (K, C)
-    covariance: Tensor | None  # (K, C, C)
-
-
-def _fold(inputs: Sequence[Tensor], weights: Tensor, call: _Call) -> _Folded:
-    """Return what BatchNorm needs to know of z = W d, without z; inputs are K flat d, weights (K, C, C).
-
-    In training the mean of z is W mean(d) and its variance diag(W Cov(d) W^T). So a * BatchNorm(W d) is one product
-    with the matrix a * scale * W and a constant: neither z nor its normalised form is written, and the backward pass
-    needs d only. The edges of a node add up in place, each product onto the last. Statistics are float32 at least.
-    """
-    norms = call.norms
-    eps = norms[0].eps
-    if not norms[0].training:
-        mean = torch.stack([cast(Tensor, norm.running_mean) for norm in norms])
-        variance = torch.stack([cast(Tensor, norm.running_var) for norm in norms])
-        return _Folded(mean, (variance + eps).rsqrt(), None, None)
-    pixels = inputs[0].shape[0] * call.processes
-    count, channels = weights.shape[0], weights.shape[2]
-    moments = weights.new_empty(count, channels + 1, channels)  # second moments, and below them the sums: one message
-    for index, d in enumerate(map(_wide, inputs)):
-        torch.mm(d.t(), d, out=moments[index, :-1])
-        torch.sum(d, 0, out=moments[index, -1])
-    moments = joined(moments, call.processes).div_(pixels)
-    input_mean = moments[:, -1]
-    covariance = moments[:, :-1] - input_mean[:, :, None] * input_mean[:, None, :]
-    mean = (weights @ input_mean[:, :, None])[:, :, 0]
-    variance = ((weights @ covariance) * weights).sum(2).clamp_(min=0)
-    call.statistics.add(norms, mean.unbind(), (variance * (pixels / (pixels - 1))).unbind())
-    return _Folded(mean, (variance + eps).rsqrt(), input_mean, covariance)
-
-
-class _Gradients(NamedTuple):
-    """Gradients of K terms a * BatchNorm(W d)."""
-
-    factor: Tensor  # (K,), of a
-    weights: Tensor | None  # (K, C, C)
-    inputs: list[Tensor | None]  # K of (N, C, H, W)
-
-
-def _unfold(
-    grads: Sequence[Tensor],
-    totals: Tensor,
-    inputs: Sequence[Tensor],
-    weights: Tensor,
-    factor: Tensor,
-    folded: _Folded,
-    *,
-    processes: int,
-    needs_weights: bool,
-    needs_inputs: Sequence[bool],
-) -> _Gradients:
-    """Return the gradients of K terms a * BatchNorm(W d) from the d, with no z.
-
-    grads are the gradients g of the terms and inputs the d, both (N, C, H, W); totals (K, C) is g summed over pixels,
-    factor (K, 1) is a. With A = g^T d and q = scale * (rowsum(W * A) - mean * total), the gradient of a is sum(q), and
-    that of d is g (a scale W) - d (W^T diag(a scale^2 q / P) W) + constant. The first product is a 1x1 convolution,
-    which adds the constant on its way: 0.57 and 0.34 ms against 0.74 and 0.35 as torch.addmm.
-
-    Where BatchNorm joins several processes, P, q and the totals in the gradient of d are those of all; the gradients of
-    a and W are this process's share.
-    """
-    mean, scale, input_mean, covariance = folded
-    pixels = grads[0].numel() // grads[0].shape[1] * processes
-    products = torch.empty_like(weights)
-    for index, (grad, d) in enumerate(zip(grads, inputs, strict=True)):
-        torch.mm(_wide(_flat(grad)).t(), _wide(_flat(d)), out=products[index])
-    q = scale * ((weights * products).sum(2) - mean * totals)
-    slope = factor * scale
-    direct = slope[:, :, None] * weights
-    weight_grad = bend = None
-    constant = torch.zeros_like(totals)
-    if needs_weights:
-        weight_grad = slope[:, :, None] * products
-    if input_mean is not None and covariance is not None:  # the batch's statistics depend on d, too
-        joined_q, joined_totals = joined(torch.stack([q, totals]), processes)
-        curvature = slope * scale * joined_q / pixels
-        bend = -(weights * curvature[:, :, None]).transpose(1, 2) @ weights
-        constant = ((curvature * mean - slope * joined_totals / pixels)[:, None, :] @ weights)[:, 0]
-        if weight_grad is not None:
-            through_mean = (slope * totals)[:, :, None] * input_mean[:, None, :]
-            through_variance = (slope * scale * q)[:, :, None] * (weights @ covariance)
-            weight_grad -= through_mean + through_variance
-    dtype = inputs[0].dtype
-    direct, constant = direct.to(dtype), constant.to(dtype)
-    input_grads: list[Tensor | None] = [None] * len(inputs)
-    for index, (grad, d, needed) in enumerate(zip(grads, inputs, needs_inputs, strict=True)):
-        if needed:
-            input_grad = F.conv2d(grad, direct[index].t()[:, :, None, None], constant[index])
-            if bend is not None:
-                flat = _flat(input_grad).addmm_(_flat(d), bend[index].to(dtype))
-                input_grad = _unflat(flat, d)
-            input_grads[index] = input_grad
-    return _Gradients(q.sum(1), weight_grad, input_grads)
-
-
-class _NormReLU(torch.autograd.Function):
-    """ReLU(BatchNorm(W d)) for K depthwise outputs d (N, C, H, W) and weights (K, C, C): a separable conv's middle."""
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, weights: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.processes = call.processes
-        with _no_autocast(weights):
-            folded = _fold([_flat(d) for d in inputs], weights, call)
-            dtype = inputs[0].dtype
-            matrices = (folded.scale[:, :, None] * weights).to(dtype)
-            constants = -(folded.scale * folded.mean).to(dtype)
-            outputs = tuple(
-                F.conv2d(d, matrix[:, :, None, None], constant).relu_()
-                for d, matrix, constant in zip(inputs, matrices, constants, strict=True)
-            )
-        ctx.save_for_backward(weights, *folded, *inputs, *outputs)
-        return outputs
-
-    @staticmethod
-    @_first_order
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weights, mean, scale, input_mean, covariance, *tensors = ctx.saved_tensors
-        inputs, outputs = tensors[: len(grads)], tensors[len(grads) :]
-        with _no_autocast(weights):
-            masked = [
-                torch.ops.aten.threshold_backward(_channels_last(grad), output, 0)
-                for grad, output in zip(grads, outputs, strict=True)
-            ]
-            result = _unfold(
-                masked,
-                torch.stack([_wide(_flat(grad)).sum(0) for grad in masked]),
-                inputs,
-                weights,
-                torch.ones_like(mean[:, :1]),
-                _Folded(mean, scale, input_mean, covariance),
-                processes=ctx.processes,
-                needs_weights=ctx.needs_input_grad[1],
-                needs_inputs=ctx.needs_input_grad[2:],
-            )
-        return None, result.weights, *result.inputs
-
-
-class _Mix(torch.autograd.Function):
-    """The sum of a node's terms, each times its entry of rows (edges, candidates).
-
-    Of the terms (N, C, H, W) the last K are depthwise outputs d and stand for BatchNorm(W d), weights (K, C, C).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, call: _Call, rows: Tensor, weights: Tensor | None, *terms: Tensor) -> Tensor:
-        ctx.places = call.places
-        ctx.processes = call.processes
-        folded: Sequence[Tensor | None] = ()
-        count = len(call.norms)
-        plain, inputs = terms[: len(terms) - count], terms[len(terms) - count :]
-        with _no_autocast(rows):
-            alphas = torch.stack([rows[place] for place in call.places])
-            dtype = terms[-1].dtype
-            if weights is not None:
-                flats = [_flat(d) for d in inputs]
-                folded = _fold(flats, weights, call)
-                slope = alphas[len(plain) :, None] * folded.scale
-                matrices = (slope[:, :, None] * weights).transpose(1, 2).to(dtype)
-                total = torch.addmm(-(slope * folded.mean).sum(0).to(dtype), flats[0], matrices[0])
-                for d, matrix in zip(flats[1:], matrices[1:], strict=True):
-                    total.addmm_(d, matrix)
-            else:
-                total = torch.zeros_like(_flat(terms[-1]))
-            for term, alpha in zip(plain, alphas.to(dtype), strict=False):
-                total.addcmul_(_flat(term).to(dtype), alpha)
-        ctx.save_for_backward(rows, weights, *terms, *folded)
-        return _unflat(total, terms[-1])
-
-    @staticmethod
-    @_first_order
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weights, *tensors = ctx.saved_tensors
-        terms, folded = tensors[: len(ctx.places)], tensors[len(ctx.places) :]
-        count = 0 if weights is None else len(weights)
-        plain, inputs = terms[: len(terms) - count], terms[len(terms) - count :]
-        needed = ctx.needs_input_grad[3:]
-        result = _Gradients(rows.new_empty(0), None, [])
-        with _no_autocast(rows):
-            grad = _channels_last(grad)
-            if weights is not None:
-                result = _unfold(
-                    [grad] * count,
-                    _wide(_flat(grad)).sum(0).expand(count, -1),
-                    inputs,
-                    weights,
-                    torch.stack([rows[place] for place in ctx.places[len(plain) :]])[:, None],
-                    _Folded(*folded),
-                    processes=ctx.processes,
-                    needs_weights=ctx.needs_input_grad[2],
-                    needs_inputs=needed[len(plain) :],
-                )
-            term_grads = [
-                (grad * rows[place]).to(term.dtype) if needs else None
-                for place, term, needs in zip(ctx.places, plain, needed, strict=False)
-            ]
-            rows_grad = None
-            if ctx.needs_input_grad[1]:
-                vector = _wide(_flat(grad)).flatten()
-                values = [torch.dot(vector, _wide(_flat(term)).flatten()) for term in plain]
-                at: dict[Any, Any] = dict(zip(ctx.places, [*values, *result.factor.unbind()], strict=True))
-                zero = rows.new_zeros(())  # of `none`
-                places = [(edge, column) for edge in range(rows.shape[0]) for column in range(rows.shape[1])]
-                rows_grad = torch.stack([at.get(place, zero) for place in places]).view_as(rows)
-        return None, rows_grad, result.weights, *term_grads, *result.inputs
-
-
-def _pointwise_weights(layers: Sequence[DilatedConv]) -> Tensor:
-    return torch.stack([cast(nn.Conv2d, layer[2]).weight.flatten(1) for layer in layers])
-
-
-def _norms(layers: Sequence[DilatedConv]) -> list[nn.BatchNorm2d]:
-    return [cast(nn.BatchNorm2d, layer[3]) for layer in layers]
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """Return x (N, C, H, W) as (pixels, C), a view if x is channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _unflat(flat: Tensor, like: Tensor) -> Tensor:
-    """Return `flat` (pixels, C) as (N, C, H, W) with the sides of `like`."""
-    return flat.view(like.shape[0], like.shape[2], like.shape[3], -1).permute(0, 3, 1, 2)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return x in at least float32."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _no_autocast(x: Tensor) -> torch.autocast:
-    """Return the context in which types are what the code says; a backward pass may run inside of autocast."""
-    return torch.autocast(x.device.type, enabled=False)
+def _by_node(images: Tensor, nodes: int) -> Tensor:
+    """Return (N, nodes * C, H, W) as a view (nodes, N, C, H, W)."""
+    return images.unflatten(1, (nodes, -1)).movedim(1, 0)

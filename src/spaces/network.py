@@ -38,7 +38,7 @@ class Network(nn.Module):
         self.drop_path = 0.0
         self.stem = stem(input_shape[0], stem_multiplier * channels)
         self.cells = nn.ModuleList(
-            GenotypeCell(plan, genotype.reduce if plan.reduction else genotype.normal) for plan in plans
+            self.cell(plan, genotype.reduce if plan.reduction else genotype.normal) for plan in plans
         )
         self.classifier = nn.Linear(nodes * plans[-1].channels, num_classes)
         self.auxiliary_at = 2 * cells // 3
@@ -48,6 +48,10 @@ class Network(nn.Module):
             for _ in range(2):
                 side = (side + 1) // 2
             self.auxiliary = AuxiliaryHead(nodes * plans[self.auxiliary_at].channels, num_classes, side=side)
+
+    def cell(self, plan: CellPlan, nodes: Sequence[NodeEdges]) -> nn.Module:
+        """Return the cell for a place in the stack."""
+        return GenotypeCell(plan, nodes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map images (N, C, H, W) to logits (N, K) and, while training, the auxiliary head's."""
@@ -78,18 +82,22 @@ class GenotypeCell(nn.Module):
 
     def forward(self, before_last: Tensor, last: Tensor, drop: float) -> Tensor:
         """Map the outputs of cells k-2 and k-1 to this cell's output (N, nodes * channels, H, W)."""
-        states = [self.preprocess0(before_last), self.preprocess1(last)]
+        states = [self.evaluate(self.preprocess0, before_last), self.evaluate(self.preprocess1, last)]
         for operations, sources in zip(self.nodes, self.states, strict=True):
             assert isinstance(operations, nn.ModuleList)
             terms = []
             for operation, source in zip(operations, sources, strict=True):
-                term = operation(states[source])
+                term = self.evaluate(operation, states[source])
                 # Identity is never dropped: a sample would lose its only short path.
                 if self.training and drop > 0 and not isinstance(operation, nn.Identity):
                     term = drop_path(term, drop)
                 terms.append(term)
             states.append(sum(terms[1:], start=terms[0]))
         return torch.cat(states[2:], dim=1)
+
+    def evaluate(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Return what an operation makes of a state."""
+        return module(x)
 
 
 def drop_path(x: Tensor, probability: float) -> Tensor:

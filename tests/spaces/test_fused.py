@@ -1,10 +1,10 @@
-"""The fused supernet against the plain one, which is its specification."""
+"""The fused supernet and network against the plain ones, which are their specification; by either kernels."""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,15 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from src.spaces import fused, operations
+from src import kernels
+from src.kernels import compiled, portable
+from src.spaces import operations
 from src.spaces.cells import Supernet
 from src.spaces.choices import RelaxedSpace
-from src.spaces.fused import FusedSupernet
-from src.spaces.genotypes import CANDIDATES
+from src.spaces.fused import FusedNetwork, FusedSupernet, plain_forms
+from src.spaces.genotypes import CANDIDATES, NAMED_GENOTYPES
+from src.spaces.network import Network
 
 TOLERANCE = 1e-10
+
+
+@pytest.fixture(autouse=True, params=["compiled", "portable"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Run every test with each of the kernels."""
+    if request.param == "portable":
+        monkeypatch.setattr(kernels, "of", lambda tensor: portable)
+        return portable
+    if compiled.library() is None:
+        pytest.skip("no C++ compiler")
+    return compiled
 
 
 def relaxed(
@@ -132,7 +146,7 @@ class Squared(operations.DilatedConv):
         return super().forward(input) ** 2
 
 
-def test_operations_without_a_fused_form_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_without_a_form_of_their_own_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {
         "scaled": lambda channels, stride, searching: Scaled(channels, stride),
         "squared": lambda channels, stride, searching: Squared(channels, 3, stride=stride, dilation=1, affine=False),
@@ -171,43 +185,44 @@ def test_state_dicts_interchange() -> None:
     assert plain.spec == fast.spec
 
 
-class Calls(TorchDispatchMode):
-    """Counts the kernels that compute weight gradients."""
+def spy(monkeypatch: pytest.MonkeyPatch, kernel: ModuleType) -> list[tuple[bool, bool]]:
+    """Return a list that gets, of each backward pass of a convolution, whether it computes images' and weights' gradients."""
+    asked: list[tuple[bool, bool]] = []
+    backward = kernel.convolve_backward
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[str] = Counter()
+    def noting(*images: Any, **options: Any) -> Any:
+        asked.append((options["needs_images"], options["needs_weights"]))
+        results = backward(*images, **options)
+        assert bool(results[3]) == options["needs_weights"]
+        return results
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count[func.name()] += 1
-        if func.name() == "aten::convolution_backward" and args[10][1]:
-            self.count["weight gradients"] += 1
-        return func(*args, **(kwargs or {}))
+    monkeypatch.setattr(kernel, "convolve_backward", noting)
+    return asked
 
 
-def test_alpha_only_pass_computes_no_weight_gradient() -> None:
+def test_alpha_only_pass_computes_no_weight_gradient(monkeypatch: pytest.MonkeyPatch, kernel: ModuleType) -> None:
     _, fast = pair()
+    expected = gradients(fast)
+    asked = spy(monkeypatch, kernel)
     detached = {name: value.detach() for name, value in fast.named_parameters() if not name.startswith("alphas.")}
     alphas = dict(fast.alphas.named_parameters())
-    with Calls() as calls:
-        grads = torch.autograd.grad(loss(fast, parameters=detached), list(alphas.values()))
-    with Calls() as calls_of_all:
-        expected = gradients(fast)
-    assert calls.count["weight gradients"] == 0
-    assert calls_of_all.count["weight gradients"] > 0
-    assert calls.count.total() < calls_of_all.count.total()
+    grads = torch.autograd.grad(loss(fast, parameters=detached), list(alphas.values()))
+    assert asked
+    assert not any(weights for _, weights in asked)
     check_same(
         dict(zip(alphas, grads, strict=True)), {name: expected[f"alphas.{name}"] for name in alphas}, tolerance=1e-12
     )
+    # Nothing asks for the gradient of the stem, so the first cell's two inputs are not gone through.
+    alone = len(asked)
+    gradients(fast)
+    assert len(asked) > 2 * alone
 
 
-def test_weight_only_pass_computes_no_alpha_gradient() -> None:
+def test_weight_only_pass() -> None:
     _, fast = pair()
     detached = {name: value.detach() for name, value in fast.named_parameters() if name.startswith("alphas.")}
     weights = {name: fast.get_parameter(name) for name in names_of_weights(fast)}
-    with Calls() as calls:
-        grads = torch.autograd.grad(loss(fast, parameters=detached), list(weights.values()))
-    assert calls.count["aten::dot"] == 0
+    grads = torch.autograd.grad(loss(fast, parameters=detached), list(weights.values()))
     expected = gradients(fast)
     check_same(dict(zip(weights, grads, strict=True)), {name: expected[name] for name in weights})
 
@@ -256,63 +271,66 @@ def test_second_derivatives_are_refused() -> None:
         torch.autograd.grad(loss(fast), alphas, create_graph=True)
 
 
-def random(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64).requires_grad_()
+def test_a_graph_can_be_gone_through_twice() -> None:
+    _, fast = pair(candidates=("skip_connect", "sep_conv_3x3", "max_pool_3x3"))
+    names, parameters = zip(*fast.named_parameters(), strict=True)
+    value = loss(fast)
+    first = torch.autograd.grad(value, parameters, retain_graph=True)
+    second = torch.autograd.grad(value, parameters)
+    check_same(dict(zip(names, second, strict=True)), dict(zip(names, first, strict=True)), tolerance=0)
 
 
-GEOMETRIES = [
-    *((kernel, 1, dilation, 5, 6) for kernel in (1, 3, 5, 7) for dilation in (1, 2, 3)),
-    *((kernel, 2, 1, height, 5) for kernel in (3, 5, 7) for height in (5, 6)),
-    (3, 2, 3, 6, 5),
-]
+def test_weights_changed_before_the_backward_pass_are_noticed() -> None:
+    _, fast = pair()
+    value = loss(fast)
+    with torch.no_grad():
+        fast.get_parameter("space.cells.0.nodes.0.edges.0.candidates.sep_conv_3x3.0.1.weight").mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        value.backward()
 
 
-@pytest.mark.parametrize(("kernel", "stride", "dilation", "height", "width"), GEOMETRIES)
-def test_gradients_of_depthwise(kernel: int, stride: int, dilation: int, height: int, width: int) -> None:
-    torch.manual_seed(0)
-    geometry = stride, dilation * (kernel // 2), dilation
-    x, weights = random(2, 2, height, width), [random(2, 1, kernel, kernel) for _ in range(2)]
-    assert torch.autograd.gradcheck(lambda *args: fused._Depthwise.apply(geometry, *args), (x, *weights))
+def test_evaluation_needs_no_graph() -> None:
+    plain, fast = pair()
+    with torch.no_grad():
+        torch.testing.assert_close(loss(fast), loss(plain), rtol=TOLERANCE, atol=0)
 
 
-def call(norms: int, channels: int, places: list[tuple[int, int]], training: bool) -> fused._Call:
-    modules = [nn.BatchNorm2d(channels, affine=False).double().train(training) for _ in range(norms)]
-    for module in modules:
-        assert module.running_mean is not None
-        module.running_mean.normal_()
-    return fused._Call(modules, fused._Statistics(), places)
+def test_plain_forms_are_what_counts_operators() -> None:
+    plain, fast = pair()
+    counts = []
+    for net in (plain, fast):
+        with torch.no_grad(), plain_forms(), FlopCounterMode(display=False) as counter:
+            loss(net)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_of_norm_relu(training: bool) -> None:
-    torch.manual_seed(0)
-    context = call(2, 3, [], training)
-    inputs = random(2, 3, 3), random(2, 3, 4, 3), random(2, 3, 4, 3)
-    assert torch.autograd.gradcheck(lambda *args: fused._NormReLU.apply(context, *args), inputs)
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("plain", "folded"), [(2, 2), (0, 2), (2, 0)])
-def test_gradients_of_mix(plain: int, folded: int, training: bool) -> None:
-    torch.manual_seed(0)
-    context = call(folded, 3, [(0, 1), (1, 2), (1, 1), (2, 0)][: plain + folded], training)
-    terms = [random(2, 3, 4, 3) for _ in range(plain + folded)]
-    if folded:
-        inputs = random(3, 3), random(folded, 3, 3), *terms
-        assert torch.autograd.gradcheck(lambda *args: fused._Mix.apply(context, *args), inputs)
-    else:
-        inputs = random(3, 3), *terms
-        assert torch.autograd.gradcheck(lambda rows, *args: fused._Mix.apply(context, rows, None, *args), inputs)
-
-
-def test_gradients_of_normalise() -> None:
-    torch.manual_seed(0)
-    assert torch.autograd.gradcheck(lambda x: fused._Normalise.apply(x, 1e-5, 1)[0], random(2, 3, 4, 3))
-
-
-def test_statistics_in_float32_are_accurate() -> None:
-    x = torch.randn(16, 4, 32, 32, generator=torch.Generator().manual_seed(0)) + 1
-    x = x.contiguous(memory_format=torch.channels_last)
-    _, mean, variance = fused._Normalise.apply(x, 1e-5, 1)
-    torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=5e-7, atol=0)
-    torch.testing.assert_close(variance.double(), x.double().var((0, 2, 3)), rtol=5e-7, atol=0)
+@pytest.mark.parametrize("genotype", ["DARTS_V1", "DARTS_V2"])
+def test_network_of_a_genotype(genotype: str, training: bool) -> None:
+    results = []
+    for kind in (Network, FusedNetwork):
+        torch.manual_seed(0)
+        network = kind(
+            NAMED_GENOTYPES[genotype].to_architecture(), input_shape=(3, 9, 9), num_classes=3, channels=6, cells=6
+        )
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                for values in (module.weight.data, module.bias.data, module.running_mean):
+                    values.normal_()
+                module.running_var.uniform_(0.5, 1.5)
+        network.to(torch.float64).train(training)
+        network.drop_path = 0.3
+        torch.manual_seed(1)
+        images, labels = batch(9)
+        logits, auxiliary = network(images)
+        value = F.cross_entropy(logits, labels)
+        if auxiliary is not None:
+            value = value + F.cross_entropy(auxiliary, labels)
+        names, parameters = zip(*network.named_parameters(), strict=True)
+        grads = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        results.append((dict(zip(names, grads, strict=True)), dict(network.named_buffers()), {"loss": value}))
+    for actual, expected in zip(*reversed(results), strict=True):
+        check_same(actual, expected)

@@ -104,6 +104,7 @@ class TestRecipe:
         assert config.epochs == config.trainer.max_epochs == 600
         assert config.space == {
             "_target_": "src.spaces.network.Network",
+            "impl": "fused",
             "channels": 36,
             "cells": 20,
             "stem_multiplier": 3,

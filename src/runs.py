@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from src import kernels
 from src.architecture import Architecture
 from src.callbacks.checkpoint import Checkpoints
 from src.checkpoints import WholeCheckpoints, newest
@@ -35,7 +36,6 @@ from src.errors import Diverged, Interrupted, unknown
 from src.files import lock_file, write_whole
 from src.resume import SETTINGS, read_settings, settings_text
 from src.spaces.batch_norm import synchronise
-from src.spaces.fused import plain_forms
 from src.training.parallel import Averaging
 
 RESULT, LOCK = "result.json", ".lock"
@@ -373,7 +373,7 @@ def count_macs(module: nn.Module, input_shape: tuple[int, int, int]) -> int:
     training = module.training
     module.eval()
     parameter = next(module.parameters())
-    with torch.no_grad(), plain_forms(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), kernels.disabled(), FlopCounterMode(display=False) as counter:
         module(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
     module.train(training)
     return counter.get_total_flops() // 2

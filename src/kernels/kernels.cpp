@@ -1,4 +1,4 @@
-// The kernels of src/kernels/__init__.py for a processor, in float and double; compiled.py builds and calls them.
+// The kernels of src/kernels/__init__.py, in float and double; build.py builds the library, __init__.py calls it.
 //
 // Images are channels_last. A thread takes a whole image and goes through it row by row, so that what lies between the
 // input that is read and the output that is written (the rectified image, the depthwise output, its gradient) stays in

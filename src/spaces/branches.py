@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.kernels import Geometry, sums_dtype
+from src import kernels
+from src.kernels import Geometry
 from src.spaces.batch_norm import joined, processes_joined_by
 from src.spaces.operations import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv
 
@@ -25,7 +25,6 @@ from src.spaces.operations import DilatedConv, FactorizedReduce, Pool, ReLUConvB
 class Incoming(NamedTuple):
     """What the backward pass of a branch starts from."""
 
-    kernel: ModuleType
     grads: Tensor  # of the nodes, (K, N, C, H, W)
     mix: Tensor  # (3, K, C): factors of grads and of the term, and a constant, of which the term's gradient is the sum
     x: Tensor  # the state, (1, N, C, H, W)
@@ -48,7 +47,7 @@ class Branch:
         """What the nodes add up, before its BatchNorms: (K or 1, N, C, H, W)."""
         return self.tensors[0]
 
-    def forward(self, kernel: ModuleType, x: Tensor, statistics: Statistics) -> None:
+    def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state (1, N, C, H, W)."""
         raise NotImplementedError
 
@@ -87,10 +86,10 @@ class Same(Branch):
         super().__init__()
         self.norms = [operation for operation in operations if isinstance(operation, nn.BatchNorm2d)]
 
-    def forward(self, kernel: ModuleType, x: Tensor, statistics: Statistics) -> None:
+    def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state."""
         if self.norms:
-            self.moments = kernel.dots(x, [x])
+            self.moments = kernels.dots(x, [x])
         self.tensors = [x]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
@@ -110,20 +109,19 @@ class Pooling(Branch):
         self.largest = isinstance(pool, nn.MaxPool2d)
         self.geometry = Geometry(pool.kernel_size, pool.stride, pool.padding)
 
-    def forward(self, kernel: ModuleType, x: Tensor, statistics: Statistics) -> None:
+    def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state, once for all edges."""
-        pooled = kernel.pool(x, self.geometry, largest=self.largest)
+        pooled = kernels.pool(x, self.geometry, largest=self.largest)
         if self.norms:
-            self.moments = kernel.dots(pooled, [pooled])
+            self.moments = kernels.dots(pooled, [pooled])
         self.tensors = [pooled]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
         """Add the state's gradient."""
-        kernel, grads, _, x, into, _ = incoming
-        if into is not None:
-            pooled_grad = torch.empty_like(self.term, dtype=grads.dtype)
+        if incoming.into is not None:
+            pooled_grad = torch.empty_like(self.term)
             _mix_into(pooled_grad, incoming, self.term if self.norms else None, add=False)
-            kernel.pool_backward(pooled_grad, x, self.geometry, largest=self.largest, into=into)
+            kernels.pool_backward(pooled_grad, incoming.x, self.geometry, largest=self.largest, into=incoming.into)
         return ()
 
 
@@ -133,7 +131,7 @@ def _mix_into(into: Tensor, incoming: Incoming, term: Tensor | None, *, add: boo
     terms, factors = [*incoming.grads.split(1)], of_grads
     if term is not None:
         terms, factors = [*terms, term], torch.cat([of_grads, of_term.sum(0, keepdim=True)])
-    incoming.kernel.combine(into, terms, factors[:, None], constant.sum(0, keepdim=True), add=add)
+    kernels.combine(into, terms, factors[:, None], constant.sum(0, keepdim=True), add=add)
 
 
 class _Layers:
@@ -151,20 +149,20 @@ class _Layers:
             self.depthwise = [convolution.weight for convolution in depthwise]
             self.parameters = [*self.depthwise, *self.pointwise]
 
-    def forward(self, kernel: ModuleType, x: Tensor, rescale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, rescale: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return z (K, N, C, H, W) and its moments."""
-        return kernel.convolve(x, rescale, self.depthwise, self.pointwise, self.geometry)
+        return kernels.convolve(x, rescale, self.depthwise, self.pointwise, self.geometry)
 
     def backward(
         self, incoming: Incoming, z: Tensor, rescale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
         """Return what `convolve_backward` does of images, and the gradients of `parameters`.
 
         The images' gradient is added to incoming.into, or returned where x is rescaled.
         """
-        kernel, grads, mix, x, into, needs_weights = incoming
+        grads, mix, x, into, needs_weights = incoming
         needs_images = into is not None or rescale is not None
-        x_grad, sums, depthwise, pointwise = kernel.convolve_backward(
+        x_grad, sums, depthwise, pointwise = kernels.convolve_backward(
             grads, z, mix, x, rescale, self.depthwise, self.pointwise, self.geometry,
             into=into, needs_images=needs_images, needs_weights=needs_weights,
         )  # fmt: skip
@@ -179,9 +177,9 @@ class Convolution(Branch):
         self.layers, self.norms = _depthwise_separable(operations)
         self.parameters = self.layers.parameters
 
-    def forward(self, kernel: ModuleType, x: Tensor, statistics: Statistics) -> None:
+    def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state."""
-        z, self.moments = self.layers.forward(kernel, x)
+        z, self.moments = self.layers.forward(x)
         self.tensors = [z]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
@@ -200,11 +198,11 @@ class Separable(Branch):
         self.parameters = [*self.first.parameters, *self.second.parameters, *self.middle_affine]
         self.normal: Normal
 
-    def forward(self, kernel: ModuleType, x: Tensor, statistics: Statistics) -> None:
+    def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state."""
-        middle, moments = self.first.forward(kernel, x)
+        middle, moments = self.first.forward(x)
         self.normal = Normal.of(self.middle_norms, moments, middle, statistics)
-        z, self.moments = self.second.forward(kernel, middle, self.normal.rescale())
+        z, self.moments = self.second.forward(middle, self.normal.rescale())
         self.tensors = [z, middle]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
@@ -213,6 +211,8 @@ class Separable(Branch):
         middle_grads, sums, second = self.second.backward(
             incoming._replace(x=middle, into=None), z, self.normal.rescale()
         )
+        assert middle_grads is not None
+        assert sums is not None
         total, centred = sums[0], self.normal.centred(sums[0], sums[1])
         affine = self.normal.affine_grads(total, centred) if self.middle_affine else []
         mix = self.normal.mix(torch.ones_like(total[:, :1]), total, centred)
@@ -233,9 +233,9 @@ class Pointwise(Branch):
         self.norms = [operation[2] for operation in operations]
         self.parameters = self.layers.parameters
 
-    def forward(self, kernel: ModuleType, x: Tensor, statistics: Statistics) -> None:
+    def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state."""
-        z, self.moments = self.layers.forward(kernel, x)
+        z, self.moments = self.layers.forward(x)
         self.tensors = [z]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
@@ -254,13 +254,13 @@ class Reduce(Branch):
         self.parameters = [*self.weights[0], *self.weights[1]]
         self.norms = [operation.norm for operation in operations]
 
-    def forward(self, kernel: ModuleType, x: Tensor, statistics: Statistics) -> None:
+    def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state."""
         x = self._padded(x)
         _, count, _, height, width = x.shape
-        z = kernel.empty((len(self.norms), count, self.norms[0].num_features, height // 2, width // 2), like=x)
+        z = kernels.empty((len(self.norms), count, self.norms[0].num_features, height // 2, width // 2), like=x)
         moments = [
-            kernel.convolve(view, None, self._taps(), weights, self.geometry, out=half)[1]
+            kernels.convolve(view, None, self._taps(), weights, self.geometry, out=half)[1]
             for view, weights, half in zip(self._views(x), self.weights, self._halves(z), strict=True)
         ]
         self.moments = torch.cat(moments, dim=2)
@@ -268,13 +268,13 @@ class Reduce(Branch):
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
         """Return the gradients of `parameters`, and add that of the state."""
-        kernel, grads, mix, x, into, needs_weights = incoming
+        grads, mix, x, into, needs_weights = incoming
         target = into
         if into is not None and self._padded(into) is not into:
             target = torch.zeros_like(self._padded(into))
         parameter_grads: list[Tensor | None] = []
         for i, view in enumerate(self._views(self._padded(x))):
-            *_, weight_grads = kernel.convolve_backward(
+            *_, weight_grads = kernels.convolve_backward(
                 self._halves(grads)[i], self._halves(self.term)[i], self._halves(mix)[i], view, None,
                 self._taps(), self.weights[i], self.geometry,
                 into=None if target is None else self._views(target)[i],
@@ -317,7 +317,7 @@ class Called(Branch):
         self.leaf: Tensor
         self.outputs: list[Tensor]
 
-    def forward(self, kernel: ModuleType, x: Tensor, statistics: Statistics) -> None:
+    def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state."""
         with torch.enable_grad():
             self.leaf = x[0].clone().requires_grad_()  # x shares memory with nodes that are still being added up
@@ -328,7 +328,7 @@ class Called(Branch):
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
         """Return the gradients of `parameters`, and add that of the state."""
         factors = incoming.mix[0].to(incoming.grads.dtype)[:, None, :, None, None]
-        output_grads = (incoming.grads * factors).to(self.term.dtype).unbind()
+        output_grads = (incoming.grads * factors).unbind()
         leaves = [self.leaf, *(self.parameters if incoming.needs_weights else ())]
         # The graph stays as long as that of the call: it may be gone through twice.
         x_grad, *parameter_grads = torch.autograd.grad(
@@ -376,9 +376,9 @@ class Normal:
         return cls(torch.stack([mean, (variance + first.eps).rsqrt(), share, weight, bias]), processes)
 
     @classmethod
-    def none(cls, edges: int, channels: int, device: torch.device) -> Normal:
+    def none(cls, edges: int, channels: int) -> Normal:
         """Return that of no BatchNorm."""
-        zero = torch.zeros(edges, channels, dtype=sums_dtype(device), device=device)
+        zero = torch.zeros(edges, channels, dtype=kernels.SUMS)
         return cls(torch.stack([zero, zero + 1, zero, zero + 1, zero]), 1)
 
     @classmethod

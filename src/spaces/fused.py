@@ -13,39 +13,25 @@ operation. A supernet's cell here is one function with a hand-written gradient, 
 
 Every identity is exact; only rounding differs. State dicts fit both forms. The gradients cannot be differentiated again
 (create_graph=True is refused): an exact hypergradient needs the plain supernet. `python -m src.bench` compares times.
+
+Images for which there are no kernels (on a GPU, in bfloat16, without a compiler) go through the plain forms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from src import kernels
-from src.kernels import sums_dtype
 from src.spaces.branches import Branch, Incoming, Normal, Same, Statistics, affine_parameters, as_edges, branch_of
 from src.spaces.cells import Cell, CellPlan, Node, Supernet
 from src.spaces.choices import LayerChoice
 from src.spaces.genotypes import Node as NodeEdges
 from src.spaces.network import GenotypeCell, Network
 from src.spaces.operations import Zero
-
-_fused = True
-
-
-@contextmanager
-def plain_forms() -> Iterator[None]:
-    """Within it, what is fused evaluates as the plain form does: for whoever counts operators."""
-    global _fused  # noqa: PLW0603
-    _fused = False
-    try:
-        yield
-    finally:
-        _fused = True
 
 
 class FusedSupernet(Supernet):
@@ -57,7 +43,7 @@ class FusedSupernet(Supernet):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, num_classes)."""
-        if not _fused:
+        if not kernels.fit(images):
             return super().forward(images)
         statistics = Statistics()
         convolution, norm = cast(nn.Sequential, self.stem)
@@ -74,7 +60,7 @@ class FusedCell(Cell):
 
     def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
         """Map the outputs of cells k-2 and k-1 to this cell's output (N, nodes * channels, H, W)."""
-        if not _fused:
+        if not kernels.fit(last):
             return super().forward(before_last, last)
         statistics = Statistics()
         inputs = [
@@ -105,7 +91,7 @@ class FusedGenotypeCell(GenotypeCell):
 
     def evaluate(self, module: nn.Module, x: Tensor) -> Tensor:
         """Return what an operation makes of a state."""
-        if not _fused or isinstance(module, nn.Identity):
+        if not kernels.fit(x) or isinstance(module, nn.Identity):
             return super().evaluate(module, x)
         statistics = Statistics()
         output = apply(branch_of([module]), x, statistics)
@@ -115,7 +101,7 @@ class FusedGenotypeCell(GenotypeCell):
 
 def apply(branch: Branch, x: Tensor, statistics: Statistics) -> Tensor:
     """Return what a branch of one edge makes of x (N, C, H, W), its BatchNorm included."""
-    source = Source(torch.ones(1, 1, dtype=sums_dtype(x.device), device=x.device), [0], [branch], statistics)
+    source = Source(torch.ones(1, 1, dtype=kernels.SUMS), [0], [branch], statistics)
     return cast(Tensor, _Single.apply(source, x, *source.parameters))
 
 
@@ -143,10 +129,10 @@ class Source:
         rows = torch.stack([cast(Tensor, edge.weights) for edge in edges])
         return cls(rows, columns, [branch_of(operations[column]) for column in columns], statistics)
 
-    def forward(self, kernel: ModuleType, rows: Tensor, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    def forward(self, rows: Tensor, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """Return the terms, M of (K or 1, N, C, H, W), and the factors (M, K, C) and constant (K, C) of their sum."""
         for branch in self.branches:
-            branch.forward(kernel, x, self.statistics)
+            branch.forward(x, self.statistics)
         terms = [branch.term for branch in self.branches]
         edges, channels = len(rows), terms[0].shape[2]
         normed = [branch for branch in self.branches if branch.norms]
@@ -155,13 +141,13 @@ class Source:
             norms = [norm for branch in normed for norm in branch.norms]
             moments = torch.cat([branch.moments.expand(-1, edges, channels) for branch in normed], dim=1)
             normals = iter(Normal.of(norms, moments, terms[0], self.statistics).split(edges))
-        plain = Normal.none(edges, channels, rows.device)
+        plain = Normal.none(edges, channels)
         self.normal = Normal.stack([next(normals) if branch.norms else plain for branch in self.branches])
         factors, constants = self._alphas(rows) * self.normal.rescale()
         return terms, factors, constants.sum(0)
 
     def backward(
-        self, kernel: ModuleType, rows: Tensor, grads: Tensor, x: Tensor, *, into: Tensor | None, needs_weights: bool
+        self, rows: Tensor, grads: Tensor, x: Tensor, *, into: Tensor | None, needs_weights: bool
     ) -> tuple[Tensor, list[Tensor | None]]:
         """Return the gradients of rows and of `parameters`, and add that of x to `into`.
 
@@ -169,7 +155,7 @@ class Source:
         """
         if self.versions != self._versions():
             raise RuntimeError("weights were changed in place between a forward pass and its backward pass")
-        sums = kernel.dots(grads, [branch.term for branch in self.branches])
+        sums = kernels.dots(grads, [branch.term for branch in self.branches])
         total, centred = sums[0], self.normal.centred(sums[0], sums[1:])
         alphas = self._alphas(rows)
         of_weights, of_biases = self.normal.scale * centred, total.expand_as(centred)
@@ -182,7 +168,7 @@ class Source:
         for index, (branch, mix) in enumerate(zip(self.branches, mixes, strict=True)):
             parameters: Sequence[Tensor | None] = [None] * len(branch.parameters)
             if into is not None or (needs_weights and branch.parameters):
-                parameters = branch.backward(Incoming(kernel, grads, mix, x, into, needs_weights))
+                parameters = branch.backward(Incoming(grads, mix, x, into, needs_weights))
             parameter_grads += parameters
             if affine_parameters(branch.norms):
                 parameter_grads += [*(alphas * of_weights)[index], *(alphas * of_biases)[index]]
@@ -219,19 +205,16 @@ class _Graph(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sources: list[Source], nodes: int, *tensors: Tensor) -> Tensor:
         rows, inputs = tensors[: len(sources)], tensors[len(sources) : len(sources) + 2]
-        ctx.sources, ctx.nodes, ctx.dtype = sources, nodes, _compute_dtype(inputs[0])
+        ctx.sources, ctx.nodes = sources, nodes
         states = [as_edges(x) for x in inputs]
         output: Tensor | None = None
         for index, (source, row) in enumerate(zip(sources, rows, strict=True)):
-            x = states[index].to(ctx.dtype)
-            kernel = kernels.of(x)
-            terms, factors, constant = source.forward(kernel, row, x)
+            terms, factors, constant = source.forward(row, states[index])
             if output is None:
                 _, count, channels, height, width = terms[0].shape
-                dtype = torch.promote_types(x.dtype, torch.float32)
-                output = x.new_empty(count, height, width, nodes * channels, dtype=dtype).permute(0, 3, 1, 2)
+                output = inputs[0].new_empty(count, height, width, nodes * channels).permute(0, 3, 1, 2)
                 states += _by_node(output, nodes).split(1)
-            kernel.combine(_by_node(output, nodes)[source.first :], terms, factors, constant, add=index > 0)
+            kernels.combine(_by_node(output, nodes)[source.first :], terms, factors, constant, add=index > 0)
         assert output is not None
         ctx.save_for_backward(*rows, *inputs, output, *(t for source in sources for t in source.take_tensors()))
         return output
@@ -247,25 +230,24 @@ class _Graph(torch.autograd.Function):
         for source in ctx.sources:
             source.give_tensors(saved)
         needs = iter(ctx.needs_input_grad[2 + count :])  # of the inputs, then of the parameters
-        nodes = _by_node(grads[0].to(output.dtype, memory_format=torch.channels_last, copy=True), ctx.nodes)
+        nodes = _by_node(grads[0].clone(memory_format=torch.channels_last), ctx.nodes)
         states = [as_edges(x) for x in inputs]
-        state_grads = [torch.zeros_like(x, dtype=output.dtype) if next(needs) else None for x in states]
+        state_grads = [torch.zeros_like(x) if next(needs) else None for x in states]
         states += _by_node(output, ctx.nodes).split(1)
         state_grads += nodes.split(1)
         weights_needed = [sum([next(needs) for _ in source.parameters]) > 0 for source in ctx.sources]
         row_grads: list[Tensor | None] = [None] * count
         parameter_grads: list[list[Tensor | None]] = [[]] * count
         for index in reversed(range(count)):
-            source, x = ctx.sources[index], states[index].to(ctx.dtype)
+            source = ctx.sources[index]
             row_grads[index], parameter_grads[index] = source.backward(
-                kernels.of(x),
                 rows[index],
                 nodes[source.first :],
-                x,
+                states[index],
                 into=state_grads[index],
                 needs_weights=weights_needed[index],
             )
-        input_grads = [None if g is None else g[0].to(x.dtype) for g, x in zip(state_grads, inputs, strict=False)]
+        input_grads = [None if grad is None else grad[0] for grad in state_grads[:2]]
         return None, None, *row_grads, *input_grads, *(g for source in parameter_grads for g in source)
 
 
@@ -275,11 +257,9 @@ class _Single(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, source: Source, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.source = source
-        state = as_edges(x.to(_compute_dtype(x)))
-        kernel = kernels.of(state)
-        (term,), factors, constant = source.forward(kernel, source.rows, state)
-        output = kernel.empty(term.shape, like=term)
-        kernel.combine(output, [term], factors, constant, add=False)
+        (term,), factors, constant = source.forward(source.rows, as_edges(x))
+        output = kernels.empty(term.shape, like=term)
+        kernels.combine(output, [term], factors, constant, add=False)
         ctx.save_for_backward(x, *source.take_tensors())
         return output[0]
 
@@ -288,14 +268,13 @@ class _Single(torch.autograd.Function):
         _check_first_order()
         x, *tensors = ctx.saved_tensors
         ctx.source.give_tensors(iter(tensors))
-        dtype = ctx.source.branches[0].term.dtype
-        state, grad = as_edges(x.to(dtype)), as_edges(grads[0].to(dtype))
+        state = as_edges(x)
         _, needs_x, *needs = ctx.needs_input_grad
         into = torch.zeros_like(state) if needs_x else None
         _, parameter_grads = ctx.source.backward(
-            kernels.of(state), ctx.source.rows, grad, state, into=into, needs_weights=any(needs)
+            ctx.source.rows, as_edges(grads[0]), state, into=into, needs_weights=any(needs)
         )
-        return None, None if into is None else into[0].to(x.dtype), *parameter_grads
+        return None, None if into is None else into[0], *parameter_grads
 
 
 def _check_first_order() -> None:
@@ -306,12 +285,6 @@ def _check_first_order() -> None:
     """
     if torch.is_grad_enabled():  # by create_graph=True
         raise RuntimeError("the fused supernet has no second derivatives, space.impl=reference has")
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the type in which autocast, if it is on, wants convolutions of x."""
-    enabled = torch.is_autocast_enabled(x.device.type)
-    return torch.get_autocast_dtype(x.device.type) if enabled else x.dtype
 
 
 def _by_node(images: Tensor, nodes: int) -> Tensor:

@@ -1,0 +1,63 @@
+"""The shared library of kernels.cpp: built by the machine's compiler on first use, which takes seconds, and kept."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the library, or None, with a line on stderr, where it cannot be built."""
+    try:
+        return ctypes.CDLL(str(built()))
+    except OSError as error:
+        print(f"space.impl=fused: no kernels, the plain form is used, several times slower: {error}", file=sys.stderr)
+        return None
+
+
+def built() -> Path:
+    """Return the path of the library for this source, compiler and processor; build it if it is not there.
+
+    Raises:
+        OSError: there is no compiler, it fails, or nothing can be written.
+    """
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        raise OSError(f"no C++ compiler found (CXX, {', '.join(COMPILERS)})")
+    command = [*compiler.split(), *FLAGS]
+    key = hashlib.sha256(repr((command, SOURCE.read_bytes(), _processor())).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darts-template"
+    path = folder / f"kernels-{key}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            target = Path(temporary, path.name)
+            done = subprocess.run(
+                [*command, str(SOURCE), "-o", str(target)], check=False, capture_output=True, text=True
+            )
+            if done.returncode:
+                first = next((line for line in done.stderr.splitlines() if "error" in line), f"exit {done.returncode}")
+                raise OSError(f"{' '.join(command)}: {first}")
+            target.replace(path)
+    return path
+
+
+def _processor() -> str:
+    """Return what tells processors apart for which a compiler's -march=native differs: a home may serve several."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return os.uname().machine
+    return "".join(sorted({line for line in lines if line.startswith(("model", "flags", "CPU", "Features"))}))

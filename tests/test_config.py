@@ -82,6 +82,7 @@ class TestRecipe:
                 "lr": 0.025,
                 "momentum": 0.9,
                 "weight_decay": 3e-4,
+                "fused": True,
             },
             "schedule": {
                 "_target_": "torch.optim.lr_scheduler.CosineAnnealingLR",
@@ -95,6 +96,7 @@ class TestRecipe:
                 "lr": 3e-4,
                 "betas": [0.5, 0.999],
                 "weight_decay": 1e-3,
+                "fused": True,
             },
             "gradient_clip": 5.0,
         }
@@ -126,6 +128,7 @@ class TestRecipe:
                 "lr": 0.025,
                 "momentum": 0.9,
                 "weight_decay": 3e-4,
+                "fused": True,
             },
             "schedule": {
                 "_target_": "torch.optim.lr_scheduler.CosineAnnealingLR",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.training.module import Labelled, TrainingModule, channels_last
+from src.training.module import Labelled, TrainingModule, channels_last, set_gradients
 from src.training.search import OptimizerFactory, SchedulerFactory
 
 
@@ -56,9 +56,7 @@ class RetrainModule(TrainingModule):
     def on_after_backward(self) -> None:
         """Average the gradients over the processes."""
         weights = [weight for weight in self.net.parameters() if weight.grad is not None]
-        averaged = self.average_step([cast(Tensor, weight.grad) for weight in weights])
-        for weight, gradient in zip(weights, averaged, strict=True):
-            weight.grad = gradient
+        set_gradients(weights, self.average_step([cast(Tensor, weight.grad) for weight in weights]))
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip the gradient's norm over all weights."""

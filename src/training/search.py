@@ -16,7 +16,7 @@ from src.bilevel.hypergradient import AlphaGradient, Bilevel, Hypergradient, Los
 from src.bilevel.unroll import Tensors, VirtualStep, check_unrollable
 from src.errors import unknown
 from src.spaces.choices import RelaxedSpace
-from src.training.module import Labelled, TrainingModule, channels_last
+from src.training.module import Labelled, TrainingModule, channels_last, set_gradients
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -141,8 +141,7 @@ class SearchModule(TrainingModule):
             )
         )
         self.check_finite("alphas", norm(gradient.total), gradient.arch_loss)
-        for name, alpha in alphas.items():
-            alpha.grad = gradient.total[name]
+        set_gradients(alphas.values(), (gradient.total[name] for name in alphas))
         alpha_optimizer.step()
         return gradient
 
@@ -154,8 +153,7 @@ class SearchModule(TrainingModule):
         logits = self._call_with(alphas, images)
         loss = F.cross_entropy(logits, labels)
         gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        for weight, gradient in zip(weights, self.average_step(list(gradients)), strict=True):
-            weight.grad = gradient
+        set_gradients(weights, self.average_step(list(gradients)))
         gradient_norm = nn.utils.clip_grad_norm_(weights, self.gradient_clip)
         self.check_finite("weights", gradient_norm, loss)
         weight_optimizer.step()

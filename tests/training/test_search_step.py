@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import warnings
 from typing import Any
 
@@ -11,12 +12,14 @@ import lightning as L
 import pytest
 import torch
 from problems import with_bug
+from torch import nn
 from torch.nn import functional as F
 
 from src.bilevel.hypergradient import FiniteDifference, of_order
 from src.spaces.cells import Supernet
 from src.spaces.choices import RelaxedSpace
 from src.training import search as module
+from src.training.module import set_gradients
 from src.training.search import SearchModule
 
 CLASSES, SHAPE = 3, (2, 8, 8)
@@ -37,15 +40,19 @@ def batches(count: int, size: int = 6) -> list[dict]:
     return [{"weights": one(), "arch": one()} for _ in range(count)]
 
 
-def search_module(order: int, kind: type[SearchModule] = SearchModule, hypergradient=None) -> SearchModule:
+def search_module(
+    order: int, kind: type[SearchModule] = SearchModule, hypergradient=None, *, fused: bool = False
+) -> SearchModule:
     space = supernet()
     torch.manual_seed(1)
     return kind(
         space,
         num_classes=CLASSES,
         hypergradient=hypergradient or of_order(order),
-        weight_optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=3e-4),
-        alpha_optimizer=functools.partial(torch.optim.Adam, lr=3e-3, betas=(0.5, 0.999), weight_decay=1e-3),
+        weight_optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=3e-4, fused=fused),
+        alpha_optimizer=functools.partial(
+            torch.optim.Adam, lr=3e-3, betas=(0.5, 0.999), weight_decay=1e-3, fused=fused
+        ),
         weight_scheduler=functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2, eta_min=0.01),
         gradient_clip=1.0,
     )
@@ -139,11 +146,25 @@ def difference(search: SearchModule, reference: RelaxedSpace) -> float:
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("order", [1, 2])
-def test_search_equals_the_papers_algorithm(order: int) -> None:
+def test_search_equals_the_papers_algorithm(order: int, fused: bool) -> None:
     data = batches(3)
     # Weights, alphas and BatchNorm's buffers, num_batches_tracked among them, after six steps at two learning rates.
-    assert difference(fit(search_module(order), data), transcription(order, data)) < 1e-9
+    assert difference(fit(search_module(order, fused=fused), data), transcription(order, data)) < 1e-9
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_of_another_memory_layout(fused: bool) -> None:
+    """torch's fused optimisers go through parameter and gradient side by side in memory."""
+    torch.manual_seed(0)
+    layouts = torch.contiguous_format, torch.channels_last
+    start, gradient = torch.randn(4, 3, 3, 3), torch.randn(4, 3, 3, 3)
+    for one, other in itertools.product(layouts, layouts):
+        weight = nn.Parameter(start.clone(memory_format=one))
+        set_gradients([weight], [gradient.clone(memory_format=other)])
+        torch.optim.SGD([weight], lr=0.1, momentum=0.9, fused=fused).step()
+        torch.testing.assert_close(weight.detach(), start - 0.1 * gradient)
 
 
 def test_orders_differ() -> None:

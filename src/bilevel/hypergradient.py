@@ -170,6 +170,10 @@ class Exact:
     """Second order by double backward: the mixed product is grad_a <grad_w L_w(w, a), v>.
 
     No epsilon, so it judges the others. Keeps the graph of a backward pass, which costs memory.
+
+    Forward over reverse, a `torch.func.jvp` of grad_a L_w along v, gave the same product 1.9 times faster in 15 % more memory
+    (16 channels, 5 cells, batch 32, two cores of an AMD EPYC, five pairs). It is not used: it needs a forward formula of every
+    operation in a space, which cuDNN's BatchNorm lacks, and one pass more.
     """
 
     order: ClassVar[int] = 2

@@ -50,7 +50,8 @@ inline const Vector<T>& at(const T* p) {
     return *reinterpret_cast<const Vector<T>*>(p);
 }
 
-// Has the compiler read a vector once that several sums use, where it would read it from memory for each of them.
+// Has the compiler read a vector once that several sums use, where it would read it from memory for each of them. Without
+// it, a pass for the alphas took 8 % longer (seven turns, g++ 12).
 #ifdef __AVX__
 #define IN_REGISTER(vector) asm("" : "+x"(vector))
 #else

@@ -236,9 +236,7 @@ def retrain_step(form: str, sizes: argparse.Namespace) -> Step:
     if form != "published":
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         images = channels_last(images)
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4, fused=form == "fused"
-    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4, fused=form == "fused")
 
     def step() -> None:
         optimizer.zero_grad()

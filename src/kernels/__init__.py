@@ -97,6 +97,7 @@ def convolve_backward(
     geometry: Geometry,
     *,
     into: Tensor | None,
+    add: bool,
     needs_images: bool,
     needs_weights: bool,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor], list[Tensor]]:
@@ -111,7 +112,8 @@ def convolve_backward(
         depthwise: see there.
         pointwise: see there.
         geometry: see there.
-        into: where the edges share x, its gradient is added to this (1, N, C, H, W).
+        into: where the edges share x, its gradient is written to this (1, N, C, H, W).
+        add: whether it is added there instead.
         needs_images: whether a gradient of images is wanted at all.
         needs_weights: whether those of the weights are wanted.
 
@@ -129,7 +131,8 @@ def convolve_backward(
     target = (into if x_grad is None else x_grad) if needs_images else None
     _call(
         "convolve_backward", x.dtype, _shape(x, z, geometry), _images(grad), _images(z), _array(mix, x), _images(x),
-        _array(rescale, x), _weights(depthwise, edges), _weights(pointwise, edges), _images(target), sums, weight_grads,
+        _array(rescale, x), _weights(depthwise, edges), _weights(pointwise, edges), _images(target), int(add), sums,
+        weight_grads,
     )  # fmt: skip
     depthwise_grads: list[Tensor] = []
     pointwise_grads: list[Tensor] = []
@@ -148,10 +151,10 @@ def pool(x: Tensor, geometry: Geometry, *, largest: bool) -> Tensor:
     return pooled
 
 
-def pool_backward(grad: Tensor, x: Tensor, geometry: Geometry, *, largest: bool, into: Tensor) -> None:
-    """Add the gradient of `pool` to `into` (1, N, C, H, W), given that of its output."""
+def pool_backward(grad: Tensor, x: Tensor, geometry: Geometry, *, largest: bool, into: Tensor, add: bool) -> None:
+    """Write the gradient of `pool` to `into` (1, N, C, H, W), or add it, given that of its output."""
     shape = _shape(x, grad, geometry)
-    _call("pool_backward", x.dtype, shape, int(largest), _images(grad), _images(x), _images(into))
+    _call("pool_backward", x.dtype, shape, int(largest), _images(grad), _images(x), _images(into), int(add))
 
 
 def combine(out: Tensor, terms: Sequence[Tensor], coefficients: Tensor, constant: Tensor, *, add: bool) -> None:

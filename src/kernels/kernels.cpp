@@ -119,6 +119,21 @@ struct Taps {
     std::vector<Int> rows;
 };
 
+// Some of those rows: what lies above and below the image is zero, and not read.
+struct Some {
+    const Int *begin, *end;
+    Int skipped;
+    Some(const Taps& taps, Int row, Int step, Int height) : begin(taps.rows.data()), end(begin + taps.rows.size()) {
+        // The first of them reads row `row` of the image, each further one `step` rows below.
+        const Int* all = begin;
+        for (; begin < end && row < 0; row += step) ++begin;
+        skipped = begin - all;
+        Int count = 0;
+        for (; begin + count < end && row < height; row += step) ++count;
+        end = begin + count;
+    }
+};
+
 // Calls f with the width and the spacing of taps as constants, for those of the paper's operations.
 template <typename F>
 inline bool for_known(const Taps& taps, F f) {
@@ -132,18 +147,18 @@ inline bool for_known(const Taps& taps, F f) {
 
 // P pixels by rows of K taps, D pixels apart: each pixel of the input is read once for all taps of a row.
 template <typename T, bool add, int P, int K, int D>
-inline void taps_block(T* out, Int out_step, const T* in, const std::vector<Int>& rows, const T* weights, Int padded) {
+inline void taps_block(T* out, Int out_step, const T* in, const Some& rows, const T* weights, Int padded) {
     Vector<T> sum[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) sum[p] = add ? at(out + p * out_step) : Vector<T>{};
-    for (const Int row : rows) {
+    for (const Int* row = rows.begin; row < rows.end; ++row) {
         Vector<T> w[K];
 #pragma GCC unroll 8
         for (int t = 0; t < K; ++t, weights += padded) {
             w[t] = at(weights);
             IN_REGISTER(w[t]);
         }
-        const T* x = in + row;
+        const T* x = in + *row;
 #pragma GCC unroll 16
         for (int i = 0; i < P + D * (K - 1); ++i, x += padded) {
             Vector<T> value = at(x);
@@ -160,7 +175,9 @@ inline void taps_block(T* out, Int out_step, const T* in, const std::vector<Int>
 // out[p] (+)= sum over taps of their weight times in[p * in_step + tap], each channel for itself.
 template <typename T, bool add>
 void taps_of_row(
-    T* out, Int out_step, const T* in, Int in_step, const Taps& taps, const T* weights, Int count, Int padded) {
+    T* out, Int out_step, const T* in, Int in_step, const Taps& taps, const Some& rows, const T* weights, Int count,
+    Int padded) {
+    weights += rows.skipped * taps.width * padded;
     for (Int c = 0; c < padded; c += lanes<T>) {
         Int p = 0;
         if (in_step == padded)
@@ -168,10 +185,10 @@ void taps_of_row(
                 constexpr int K = decltype(width)::value, D = decltype(spacing)::value;
                 for (; p + 8 <= count; p += 8)
                     taps_block<T, add, 8, K, D>(
-                        out + p * out_step + c, out_step, in + p * padded + c, taps.rows, weights + c, padded);
+                        out + p * out_step + c, out_step, in + p * padded + c, rows, weights + c, padded);
                 for (; p + 4 <= count; p += 4)
                     taps_block<T, add, 4, K, D>(
-                        out + p * out_step + c, out_step, in + p * padded + c, taps.rows, weights + c, padded);
+                        out + p * out_step + c, out_step, in + p * padded + c, rows, weights + c, padded);
             });
         for (; p < count; p += 4) {
             const int left = std::min<Int>(4, count - p);
@@ -179,9 +196,9 @@ void taps_of_row(
             T* to = out + p * out_step + c;
             for (int q = 0; q < 4; ++q) sum[q] = add && q < left ? at(to + q * out_step) : Vector<T>{};
             const T* w = weights + c;
-            for (const Int row : taps.rows)
+            for (const Int* row = rows.begin; row < rows.end; ++row)
                 for (Int t = 0; t < taps.width; ++t, w += padded) {
-                    const T* x = in + p * in_step + row + t * taps.spacing * padded + c;
+                    const T* x = in + p * in_step + *row + t * taps.spacing * padded + c;
                     if (left == 4) {
 #pragma GCC unroll 4
                     for (int q = 0; q < 4; ++q) sum[q] += at(w) * at(x + q * in_step);
@@ -373,6 +390,19 @@ struct Partial {
 
 // Convolutions: pointwise(depthwise(max(0, scale * x + shift)))
 
+// scale * x + shift of some channels of an edge; (2, edges, channels), or null for 1 and 0.
+template <typename T>
+struct Rescale {
+    Vector<T> scale = Vector<T>{} + 1, shift{};
+    template <typename V>
+    Rescale(const T* values, Int k, Int c, const Geometry& g, V v) {
+        if (!values) return;
+        scale = v.load(values + k * g.channels + c);
+        shift = v.load(values + (g.edges + k) * g.channels + c);
+    }
+    Vector<T> operator()(Vector<T> x) const { return x * scale + shift; }
+};
+
 // The rectified input with its border of zeros.
 template <typename T>
 struct Rectified {
@@ -390,19 +420,16 @@ struct Rectified {
     Int size() const { return rows * columns * padded; }
     Int inside(Int i) const { return ((i + border) * columns + border) * padded; }  // row i of the input
     Int seen(Int i, const Geometry& g) const { return i * g.stride * columns * padded; }  // by output row i
+    Some taps_within(Int i, const Geometry& g) const { return {taps, i * g.stride - border, g.dilation, g.height}; }
 
     void fill(T* y, const Images<const T>& x, const T* rescale, Int k, Int n, const Geometry& g) const {
         for (Int i = 0; i < g.height; ++i) {
             const T* from = x.row(k, n, i);
             T* to = y + inside(i);
             for_vectors<T>(g.channels, [&](Int c, auto v) {
-                Vector<T> scale = Vector<T>{} + 1, shift{};
-                if (rescale) {
-                    scale = v.load(rescale + k * g.channels + c);
-                    shift = v.load(rescale + (g.edges + k) * g.channels + c);
-                }
+                const Rescale<T> scaled(rescale, k, c, g, v);
                 for (Int p = 0; p < g.width; ++p) {
-                    const Vector<T> value = v.load(from + p * x.pixel + c) * scale + shift;
+                    const Vector<T> value = scaled(v.load(from + p * x.pixel + c));
                     at(to + p * padded + c) = value < 0 ? Vector<T>{} : value;  // nan stays nan
                 }
             });
@@ -462,8 +489,8 @@ void convolve(
                     const T* seen = y.data + rectified.seen(i, g);
                     if (depthwise[0])
                         taps_of_row<T, false>(
-                            d.data, padded, seen, g.stride * padded, rectified.taps, weights.of(k), g.out_width,
-                            padded);
+                            d.data, padded, seen, g.stride * padded, rectified.taps, rectified.taps_within(i, g),
+                            weights.of(k), g.out_width, padded);
                     product(
                         row.data, out_padded, depthwise[0] ? d.data : seen, padded,
                         weights.forward.data + k * padded * out_padded, g.channels, g.out_width);
@@ -494,6 +521,7 @@ struct Transposed {
     Int border, rows, columns;
     struct Place {
         Taps taps;
+        Int first, step;  // rows of the gradient, from the first tap and from tap to tap, for the first input row
         Buffer<T> weights;  // (edges, taps, padded)
         const T* of(Int k, Int padded) const { return weights.data + k * taps.width * Int(taps.rows.size()) * padded; }
     };
@@ -517,8 +545,10 @@ struct Transposed {
         for (const auto& vertical : reach)
             for (const auto& horizontal : reach) {
                 const Int width = vertical.empty() ? 0 : horizontal.size();
-                Place place{{width, 1, {}}, Buffer<T>(g.edges * vertical.size() * width * padded)};
+                Place place{{width, 1, {}}, 0, 1, Buffer<T>(g.edges * vertical.size() * width * padded)};
                 if (width > 1) place.taps.spacing = horizontal[1].first - horizontal[0].first;
+                if (!vertical.empty()) place.first = vertical[0].first;
+                if (vertical.size() > 1) place.step = vertical[1].first - vertical[0].first;
                 T* to = place.weights.data;
                 for (const auto& [row, i] : vertical)
                     if (width) place.taps.rows.push_back(((border + row) * columns + border + horizontal[0].first) * padded);
@@ -533,13 +563,13 @@ struct Transposed {
 };
 
 // The gradient of z is mix[0] * grad + mix[1] * z + mix[2], each (edges, out_channels). Where all edges share x, that of
-// x is added to x_grad. Where each has its own, that of scale * x + shift is written there, and to sums (2, edges,
+// x is written to x_grad, or added. Where each has its own, that of scale * x + shift is written there, and to sums (2, edges,
 // channels) its sum and that of its product with x. weight_grads are, for each edge, that of depthwise (channels, taps)
 // and that of pointwise (out_channels, channels). What is null is left out.
 template <typename T>
 void convolve_backward(
     const Geometry& g, Images<const T> grad, Images<const T> z, const T* mix, Images<const T> x, const T* rescale,
-    const T* const* depthwise, const T* const* pointwise, Images<T> x_grad, double* sums, T* weight_grads,
+    const T* const* depthwise, const T* const* pointwise, Images<T> x_grad, bool add, double* sums, T* weight_grads,
     int threads) {
     const Rectified<T> rectified(g);
     const Weights<T> weights(g, rectified.padded, depthwise, pointwise);
@@ -558,8 +588,8 @@ void convolve_backward(
 #pragma omp for schedule(dynamic)
         for (Int n = 0; n < g.batch; ++n)
             for (Int k = 0; k < g.edges; ++k) {
-                if (k == 0 || x.edge) rectified.fill(y.data, x, rescale, k, n, g);
                 if (weight_grads) {
+                    if (k == 0 || x.edge) rectified.fill(y.data, x, rescale, k, n, g);
                     std::fill_n(tap_grads.data, taps * padded, T(0));
                     std::fill_n(matrix_grad.data, out_padded * padded, T(0));
                 }
@@ -588,7 +618,8 @@ void convolve_backward(
                         for (Int r = 0; r < rows; ++r)
                             taps_of_row<T, false>(
                                 d.data + r * g.out_width * padded, padded, seen + rectified.seen(r, g),
-                                g.stride * padded, rectified.taps, weights.of(k), g.out_width, padded);
+                                g.stride * padded, rectified.taps, rectified.taps_within(i + r, g), weights.of(k),
+                                g.out_width, padded);
                         tap_sums(
                             tap_grads.data,
                             {d_grads, seen, transposed.row(1) * padded, rectified.seen(1, g), g.stride * padded, rows,
@@ -616,7 +647,8 @@ void convolve_backward(
                         (first ? taps_of_row<T, false> : taps_of_row<T, true>)(
                             y_grad.data + (i * g.width + j) * padded, g.stride * padded,
                             d_grad.data + transposed.row(i / g.stride) * padded, padded, place.taps,
-                            place.of(k, padded), count, padded);
+                            {place.taps, i / g.stride + place.first, place.step, g.out_height}, place.of(k, padded),
+                            count, padded);
                     }
                 if (!last) continue;
                 std::fill_n(totals.data, 2 * padded, 0.0);
@@ -624,14 +656,16 @@ void convolve_backward(
                     const T* x_row = x.row(k, n, i);
                     T* to = x_grad.row(k, n, i);
                     for_vectors<T>(g.channels, [&](Int c, auto v) {
-                        const T *from = y_grads + i * g.width * padded + c, *y_row = y.data + rectified.inside(i) + c;
+                        const T* from = y_grads + i * g.width * padded + c;
+                        const Rescale<T> scaled(rescale, k, c, g, v);
                         Vector<T> sum{}, product{};
                         for (Int p = 0; p < g.width; ++p) {
-                            Vector<T> value = at(y_row + p * padded) > 0 ? at(from + p * padded) : Vector<T>{};
+                            const Vector<T> here = v.load(x_row + p * x.pixel + c);
+                            Vector<T> value = scaled(here) > 0 ? at(from + p * padded) : Vector<T>{};
                             if (sums) {
                                 sum += value;
-                                product += value * v.load(x_row + p * x.pixel + c);
-                            } else {
+                                product += value * here;
+                            } else if (add) {
                                 value += v.load(to + p * x_grad.pixel + c);
                             }
                             v.store(to + p * x_grad.pixel + c, value);
@@ -728,10 +762,11 @@ void pool(const Geometry& g, bool largest, Images<const T> x, Images<T> y, int t
     }
 }
 
-// Adds the gradient of the pool to x_grad; that of a maximum goes to the first pixel that has it.
+// Writes the gradient of the pool to x_grad, or adds it; that of a maximum goes to the first pixel that has it.
 template <typename T>
 void pool_backward(
-    const Geometry& g, bool largest, Images<const T> grad, Images<const T> x, Images<T> x_grad, int threads) {
+    const Geometry& g, bool largest, Images<const T> grad, Images<const T> x, Images<T> x_grad, bool add,
+    int threads) {
     const Window<T> window(g);
 #pragma omp parallel num_threads(threads)
     {
@@ -769,8 +804,10 @@ void pool_backward(
                 for_vectors<T>(g.channels, [&](Int c, auto v) {
                     T* to = x_grad.row(0, n, i) + c;
                     const T* from = sums.data + window.inside(i, g) + c;
-                    for (Int j = 0; j < g.width; ++j)
-                        v.store(to + j * x_grad.pixel, v.load(to + j * x_grad.pixel) + at(from + j * window.padded));
+                    for (Int j = 0; j < g.width; ++j) {
+                        const Vector<T> before = add ? v.load(to + j * x_grad.pixel) : Vector<T>{};
+                        v.store(to + j * x_grad.pixel, before + at(from + j * window.padded));
+                    }
                 });
         }
     }
@@ -859,9 +896,9 @@ void dots(
     extern "C" void convolve_backward_##suffix(                                                                         \
         const Geometry* g, const Images<const T>* grad, const Images<const T>* z, const T* mix,                         \
         const Images<const T>* x, const T* rescale, const T* const* depthwise, const T* const* pointwise,               \
-        const Images<T>* x_grad, double* sums, T* weight_grads, int threads) {                                          \
+        const Images<T>* x_grad, int add, double* sums, T* weight_grads, int threads) {                                 \
         convolve_backward<T>(                                                                                           \
-            *g, *grad, *z, mix, *x, rescale, depthwise, pointwise, *x_grad, sums, weight_grads, threads);               \
+            *g, *grad, *z, mix, *x, rescale, depthwise, pointwise, *x_grad, add, sums, weight_grads, threads);          \
     }                                                                                                                   \
     extern "C" void pool_##suffix(                                                                                      \
         const Geometry* g, int largest, const Images<const T>* x, const Images<T>* y, int threads) {                    \
@@ -869,8 +906,8 @@ void dots(
     }                                                                                                                   \
     extern "C" void pool_backward_##suffix(                                                                             \
         const Geometry* g, int largest, const Images<const T>* grad, const Images<const T>* x,                          \
-        const Images<T>* x_grad, int threads) {                                                                         \
-        pool_backward<T>(*g, largest, *grad, *x, *x_grad, threads);                                                     \
+        const Images<T>* x_grad, int add, int threads) {                                                                \
+        pool_backward<T>(*g, largest, *grad, *x, *x_grad, add, threads);                                                \
     }                                                                                                                   \
     extern "C" void combine_##suffix(                                                                                   \
         const Geometry* g, int add, const Images<T>* out, Int count, const Images<const T>* terms,                      \

@@ -28,7 +28,8 @@ class Incoming(NamedTuple):
     grads: Tensor  # of the nodes, (K, N, C, H, W)
     mix: Tensor  # (3, K, C): factors of grads and of the term, and a constant, of which the term's gradient is the sum
     x: Tensor  # the state, (1, N, C, H, W)
-    into: Tensor | None  # where the state's gradient is added, unless nothing asks for it
+    into: Tensor | None  # where the state's gradient is written, unless nothing asks for it
+    add: bool  # whether it is added to what is there
     needs_weights: bool
 
 
@@ -52,7 +53,7 @@ class Branch:
         raise NotImplementedError
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
-        """Return the gradients of `parameters`, and add that of the state."""
+        """Return the gradients of `parameters`, and write that of the state."""
         raise NotImplementedError
 
 
@@ -93,9 +94,9 @@ class Same(Branch):
         self.tensors = [x]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
-        """Add the state's gradient."""
+        """Write the state's gradient."""
         if incoming.into is not None:
-            _mix_into(incoming.into, incoming, self.term if self.norms else None, add=True)
+            _mix_into(incoming.into, incoming, self.term if self.norms else None, add=incoming.add)
         return ()
 
 
@@ -117,11 +118,13 @@ class Pooling(Branch):
         self.tensors = [pooled]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
-        """Add the state's gradient."""
+        """Write the state's gradient."""
         if incoming.into is not None:
             pooled_grad = torch.empty_like(self.term)
             _mix_into(pooled_grad, incoming, self.term if self.norms else None, add=False)
-            kernels.pool_backward(pooled_grad, incoming.x, self.geometry, largest=self.largest, into=incoming.into)
+            kernels.pool_backward(
+                pooled_grad, incoming.x, self.geometry, largest=self.largest, into=incoming.into, add=incoming.add
+            )
         return ()
 
 
@@ -158,13 +161,13 @@ class _Layers:
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
         """Return what `convolve_backward` does of images, and the gradients of `parameters`.
 
-        The images' gradient is added to incoming.into, or returned where x is rescaled.
+        The images' gradient goes to incoming.into, or is returned where x is rescaled.
         """
-        grads, mix, x, into, needs_weights = incoming
+        grads, mix, x, into, add, needs_weights = incoming
         needs_images = into is not None or rescale is not None
         x_grad, sums, depthwise, pointwise = kernels.convolve_backward(
             grads, z, mix, x, rescale, self.depthwise, self.pointwise, self.geometry,
-            into=into, needs_images=needs_images, needs_weights=needs_weights,
+            into=into, add=add, needs_images=needs_images, needs_weights=needs_weights,
         )  # fmt: skip
         return x_grad, sums, [*depthwise, *pointwise] or [None] * len(self.parameters)
 
@@ -183,7 +186,7 @@ class Convolution(Branch):
         self.tensors = [z]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
-        """Return the gradients of `parameters`, and add that of the state."""
+        """Return the gradients of `parameters`, and write that of the state."""
         return self.layers.backward(incoming, self.term)[2]
 
 
@@ -206,7 +209,7 @@ class Separable(Branch):
         self.tensors = [z, middle]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
-        """Return the gradients of `parameters`, and add that of the state."""
+        """Return the gradients of `parameters`, and write that of the state."""
         z, middle = self.tensors
         middle_grads, sums, second = self.second.backward(
             incoming._replace(x=middle, into=None), z, self.normal.rescale()
@@ -239,7 +242,7 @@ class Pointwise(Branch):
         self.tensors = [z]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
-        """Return the gradients of `parameters`, and add that of the state."""
+        """Return the gradients of `parameters`, and write that of the state."""
         return self.layers.backward(incoming, self.term)[2]
 
 
@@ -267,22 +270,23 @@ class Reduce(Branch):
         self.tensors = [z]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
-        """Return the gradients of `parameters`, and add that of the state."""
-        grads, mix, x, into, needs_weights = incoming
+        """Return the gradients of `parameters`, and write that of the state."""
+        grads, mix, x, into, add, needs_weights = incoming
         target = into
-        if into is not None and self._padded(into) is not into:
-            target = torch.zeros_like(self._padded(into))
+        if into is not None and self._padded(x) is not x:
+            target = torch.zeros_like(self._padded(x))
         parameter_grads: list[Tensor | None] = []
         for i, view in enumerate(self._views(self._padded(x))):
             *_, weight_grads = kernels.convolve_backward(
                 self._halves(grads)[i], self._halves(self.term)[i], self._halves(mix)[i], view, None,
                 self._taps(), self.weights[i], self.geometry,
-                into=None if target is None else self._views(target)[i],
+                into=None if target is None else self._views(target)[i], add=add or target is not into or i > 0,
                 needs_images=target is not None, needs_weights=needs_weights,
             )  # fmt: skip
             parameter_grads += weight_grads or [None] * len(self.norms)
         if into is not None and target is not None and target is not into:
-            into += target[..., : into.shape[3], : into.shape[4]]
+            within = target[..., : into.shape[3], : into.shape[4]]
+            into.add_(within) if add else into.copy_(within)
         return parameter_grads
 
     def _taps(self) -> list[Tensor]:
@@ -326,7 +330,7 @@ class Called(Branch):
         self.tensors = [torch.stack(channels_innermost).permute(0, 1, 4, 2, 3)]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
-        """Return the gradients of `parameters`, and add that of the state."""
+        """Return the gradients of `parameters`, and write that of the state."""
         factors = incoming.mix[0].to(incoming.grads.dtype)[:, None, :, None, None]
         output_grads = (incoming.grads * factors).unbind()
         leaves = [self.leaf, *(self.parameters if incoming.needs_weights else ())]
@@ -334,8 +338,9 @@ class Called(Branch):
         x_grad, *parameter_grads = torch.autograd.grad(
             self.outputs, leaves, output_grads, allow_unused=True, retain_graph=True
         )
-        if incoming.into is not None and x_grad is not None:
-            incoming.into.add_(x_grad)
+        if incoming.into is not None:
+            x_grad = torch.zeros_like(self.leaf) if x_grad is None else x_grad
+            incoming.into.add_(x_grad) if incoming.add else incoming.into.copy_(x_grad[None])
         return parameter_grads or [None] * len(self.parameters)
 
 

@@ -151,9 +151,9 @@ class Source:
         return terms, factors, constants.sum(0)
 
     def backward(
-        self, rows: Tensor, grads: Tensor, x: Tensor, *, into: Tensor | None, needs_weights: bool
+        self, rows: Tensor, grads: Tensor, x: Tensor, *, into: Tensor | None, add: bool, needs_weights: bool
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the gradients of rows and of `parameters`, and add that of x to `into`.
+        """Return the gradients of rows and of `parameters`, and write that of x to `into`, or add it.
 
         grads (K, N, C, H, W) are those of the nodes.
         """
@@ -172,7 +172,7 @@ class Source:
         for index, (branch, mix) in enumerate(zip(self.branches, mixes, strict=True)):
             parameters: Sequence[Tensor | None] = [None] * len(branch.parameters)
             if into is not None or (needs_weights and branch.parameters):
-                parameters = branch.backward(Incoming(grads, mix, x, into, needs_weights))
+                parameters = branch.backward(Incoming(grads, mix, x, into, add or index > 0, needs_weights))
             parameter_grads += parameters
             if affine_parameters(branch.norms):
                 parameter_grads += [*(alphas * of_weights)[index], *(alphas * of_biases)[index]]
@@ -236,7 +236,7 @@ class _Graph(torch.autograd.Function):
         needs = iter(ctx.needs_input_grad[2 + count :])  # of the inputs, then of the parameters
         nodes = _by_node(grads[0].clone(memory_format=torch.channels_last), ctx.nodes)
         states = [as_edges(x) for x in inputs]
-        state_grads = [torch.zeros_like(x) if next(needs) else None for x in states]
+        state_grads = [torch.empty_like(x) if next(needs) else None for x in states]
         states += _by_node(output, ctx.nodes).split(1)
         state_grads += nodes.split(1)
         weights_needed = [sum([next(needs) for _ in source.parameters]) > 0 for source in ctx.sources]
@@ -249,6 +249,7 @@ class _Graph(torch.autograd.Function):
                 nodes[source.first :],
                 states[index],
                 into=state_grads[index],
+                add=index >= len(inputs),  # a node is an output too
                 needs_weights=weights_needed[index],
             )
         input_grads = [None if grad is None else grad[0] for grad in state_grads[:2]]
@@ -274,9 +275,9 @@ class _Single(torch.autograd.Function):
         ctx.source.give_tensors(iter(tensors))
         state = as_edges(x)
         _, needs_x, *needs = ctx.needs_input_grad
-        into = torch.zeros_like(state) if needs_x else None
+        into = torch.empty_like(state) if needs_x else None
         _, parameter_grads = ctx.source.backward(
-            ctx.source.rows, as_edges(grads[0]), state, into=into, needs_weights=any(needs)
+            ctx.source.rows, as_edges(grads[0]), state, into=into, add=False, needs_weights=any(needs)
         )
         return None, None if into is None else into[0], *parameter_grads
 

@@ -106,10 +106,15 @@ def test_convolve_and_its_gradients(index: int) -> None:
     into = images(*x.shape) if rescale is None else None
     before = torch.zeros_like(x) if into is None else into.clone()
     own, sums, *actual = kernels.convolve_backward(
-        grad, z, mix, x, rescale, depthwise, pointwise, g, into=into, needs_images=True, needs_weights=True
+        grad, z, mix, x, rescale, depthwise, pointwise, g, into=into, add=True, needs_images=True, needs_weights=True
     )
     if into is not None:
         close(into - before, x_grad)
+        kernels.convolve_backward(
+            grad, z, mix, x, rescale, depthwise, pointwise, g,
+            into=into.fill_(torch.nan), add=False, needs_images=True, needs_weights=False,
+        )  # fmt: skip
+        close(into, x_grad)
         assert own is None
         assert sums is None
     else:
@@ -129,7 +134,7 @@ def test_what_is_not_wanted_is_not_computed() -> None:
     mix = random(3, 2, 4)
     into = torch.zeros_like(x)
     results = kernels.convolve_backward(
-        z, z, mix, x, None, depthwise, pointwise, g, into=into, needs_images=False, needs_weights=False
+        z, z, mix, x, None, depthwise, pointwise, g, into=into, add=True, needs_images=False, needs_weights=False
     )
     assert results == (None, None, [], [])
     assert not into.any()
@@ -191,8 +196,11 @@ def test_pools(g: Geometry, largest: bool) -> None:
         close(pooled, expected[None])
         grad, into = images(*pooled.shape), images(*x.shape)
         before = into.clone()
-        kernels.pool_backward(grad, x, g, largest=largest, into=into)
-        close(into - before, torch.autograd.grad(expected, leaf, grad[0])[0][None])
+        kernels.pool_backward(grad, x, g, largest=largest, into=into, add=True)
+        x_grad = torch.autograd.grad(expected, leaf, grad[0])[0][None]
+        close(into - before, x_grad)
+        kernels.pool_backward(grad, x, g, largest=largest, into=into.fill_(torch.nan), add=False)
+        close(into, x_grad)
 
 
 @needs_compiler
@@ -240,7 +248,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
             into = torch.zeros_like(x)
             _, _, *grads = kernels.convolve_backward(
                 z, z, torch.ones(3, 2, 4), x, None, depthwise, pointwise, g,
-                into=into, needs_images=True, needs_weights=True,
+                into=into, add=True, needs_images=True, needs_weights=True,
             )  # fmt: skip
             results.append([z, moments, into, kernels.dots(z, [z]), *grads[0], *grads[1]])
     finally:

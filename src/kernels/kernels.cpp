@@ -351,6 +351,22 @@ void tap_sums(T* sums, const Rows<T>& pixels, const Taps& taps, Int padded) {
     }
 }
 
+// Calls f with the first of P pixels at a time, then of one at a time, and how many as a constant.
+template <int P, typename F>
+inline void for_blocks(Int count, F f) {
+    Int p = 0;
+    for (; p + P <= count; p += P) f(p, std::integral_constant<int, P>{});
+    for (; p < count; ++p) f(p, std::integral_constant<int, 1>{});
+}
+
+// A sum that is added to in four places in turn: each addition waits for the one before it in its place.
+template <typename T>
+struct InTurn {
+    Vector<T> sums[4] = {};
+    Vector<T>& operator[](int q) { return sums[q]; }
+    Vector<T> total() const { return (sums[0] + sums[1]) + (sums[2] + sums[3]); }
+};
+
 template <typename T>
 inline void add_to(double* totals, Vector<T> sum) {
     typename Lanes<T>::Doubles wide;
@@ -496,15 +512,18 @@ void convolve(
                         weights.forward.data + k * padded * out_padded, g.channels, g.out_width);
                     T* to = z.row(k, n, i);
                     for_vectors<T>(g.out_channels, [&](Int c, auto v) {
-                        Vector<T> sum{}, square{};
-                        for (Int p = 0; p < g.out_width; ++p) {
-                            const Vector<T> value = at(row.data + p * out_padded + c);
-                            sum += value;
-                            square += value * value;
-                            v.store(to + p * z.pixel + c, value);
-                        }
-                        add_to<T>(totals.data + c, sum);
-                        add_to<T>(totals.data + out_padded + c, square);
+                        InTurn<T> sum, square;
+                        for_blocks<4>(g.out_width, [&](Int p, auto size) {
+#pragma GCC unroll 4
+                            for (int q = 0; q < decltype(size)::value; ++q) {
+                                const Vector<T> value = at(row.data + (p + q) * out_padded + c);
+                                sum[q] += value;
+                                square[q] += value * value;
+                                v.store(to + (p + q) * z.pixel + c, value);
+                            }
+                        });
+                        add_to<T>(totals.data + c, sum.total());
+                        add_to<T>(totals.data + out_padded + c, square.total());
                     });
                 }
                 partial.set(
@@ -658,20 +677,23 @@ void convolve_backward(
                     for_vectors<T>(g.channels, [&](Int c, auto v) {
                         const T* from = y_grads + i * g.width * padded + c;
                         const Rescale<T> scaled(rescale, k, c, g, v);
-                        Vector<T> sum{}, product{};
-                        for (Int p = 0; p < g.width; ++p) {
-                            const Vector<T> here = v.load(x_row + p * x.pixel + c);
-                            Vector<T> value = scaled(here) > 0 ? at(from + p * padded) : Vector<T>{};
-                            if (sums) {
-                                sum += value;
-                                product += value * here;
-                            } else if (add) {
-                                value += v.load(to + p * x_grad.pixel + c);
+                        InTurn<T> sum, product;
+                        for_blocks<4>(g.width, [&](Int p, auto size) {
+#pragma GCC unroll 4
+                            for (int q = 0; q < decltype(size)::value; ++q) {
+                                const Vector<T> here = v.load(x_row + (p + q) * x.pixel + c);
+                                Vector<T> value = scaled(here) > 0 ? at(from + (p + q) * padded) : Vector<T>{};
+                                if (sums) {
+                                    sum[q] += value;
+                                    product[q] += value * here;
+                                } else if (add) {
+                                    value += v.load(to + (p + q) * x_grad.pixel + c);
+                                }
+                                v.store(to + (p + q) * x_grad.pixel + c, value);
                             }
-                            v.store(to + p * x_grad.pixel + c, value);
-                        }
-                        add_to<T>(totals.data + c, sum);
-                        add_to<T>(totals.data + padded + c, product);
+                        });
+                        add_to<T>(totals.data + c, sum.total());
+                        add_to<T>(totals.data + padded + c, product.total());
                     });
                 }
                 if (sums)
@@ -815,36 +837,63 @@ void pool_backward(
 
 // Sums of images, and sums over them
 
+// Images whose lines follow each other without a gap are gone through as one long line.
+template <typename T>
+inline bool one_line(const Images<T>& images, Int width) {
+    return images.line == width * images.pixel;
+}
+
+template <typename T>
+struct Lines {
+    Int count, width;
+    template <typename Image>
+    Lines(const Geometry& g, const Image& image, Int terms_count, const Images<const T>* terms)
+        : count(g.height), width(g.width) {
+        bool whole = one_line(image, width);
+        for (Int t = 0; t < terms_count; ++t) whole &= one_line(terms[t], width);
+        if (whole) width *= count, count = 1;
+    }
+};
+
 // out (+)= constant + sum over terms of coefficients[term] * terms[term]; coefficients (terms, edges, channels).
 template <typename T>
 void combine(
     const Geometry& g, bool add, Images<T> out, Int count, const Images<const T>* terms, const T* coefficients,
     const T* constant, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic) collapse(2)
-    for (Int n = 0; n < g.batch; ++n)
-        for (Int k = 0; k < g.edges; ++k)
-            for (Int i = 0; i < g.height; ++i) {
-                T* to = out.row(k, n, i);
-                for_vectors<T>(g.channels, [&](Int c, auto v) {
-                    const Int first = k * g.channels + c, next = g.edges * g.channels;
-                    const Vector<T> start = v.load(constant + first);
-                    const auto block = [&](Int p, auto size) {
-                        constexpr int P = decltype(size)::value;
-                        Vector<T> sum[P];
-                        for (int q = 0; q < P; ++q)
-                            sum[q] = add ? start + v.load(to + (p + q) * out.pixel + c) : start;
-                        for (Int t = 0; t < count; ++t) {
-                            const Vector<T> factor = v.load(coefficients + t * next + first);
-                            const T* from = terms[t].row(k, n, i) + p * terms[t].pixel + c;
-                            for (int q = 0; q < P; ++q) sum[q] += factor * v.load(from + q * terms[t].pixel);
-                        }
-                        for (int q = 0; q < P; ++q) v.store(to + (p + q) * out.pixel + c, sum[q]);
-                    };
-                    Int p = 0;
-                    for (; p + 4 <= g.width; p += 4) block(p, std::integral_constant<int, 4>{});
-                    for (; p < g.width; ++p) block(p, std::integral_constant<int, 1>{});
-                });
-            }
+    const Lines<T> lines(g, out, count, terms);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<const T*> from(count);
+#pragma omp for schedule(dynamic) collapse(2)
+        for (Int n = 0; n < g.batch; ++n)
+            for (Int k = 0; k < g.edges; ++k)
+                for (Int i = 0; i < lines.count; ++i) {
+                    T* to = out.row(k, n, i);
+                    for (Int t = 0; t < count; ++t) from[t] = terms[t].row(k, n, i);
+                    // Some pixels at a time, so that all their channels are read while they are in the cache.
+                    for (Int start = 0; start < lines.width; start += 32)
+                        for_vectors<T>(g.channels, [&](Int c, auto v) {
+                            const Int first = k * g.channels + c, next = g.edges * g.channels;
+                            const Vector<T> shift = v.load(constant + first);
+                            for_blocks<8>(std::min<Int>(32, lines.width - start), [&](Int p, auto size) {
+                                constexpr int P = decltype(size)::value;
+                                T* here = to + (start + p) * out.pixel + c;
+                                Vector<T> sum[P];
+#pragma GCC unroll 8
+                                for (int q = 0; q < P; ++q) sum[q] = add ? shift + v.load(here + q * out.pixel) : shift;
+                                for (Int t = 0; t < count; ++t) {
+                                    const Vector<T> factor = v.load(coefficients + t * next + first);
+                                    const Int step = terms[t].pixel;
+                                    const T* term = from[t] + (start + p) * step + c;
+#pragma GCC unroll 8
+                                    for (int q = 0; q < P; ++q) sum[q] += factor * v.load(term + q * step);
+                                }
+#pragma GCC unroll 8
+                                for (int q = 0; q < P; ++q) v.store(here + q * out.pixel, sum[q]);
+                            });
+                        });
+                }
+    }
 }
 
 // sums (1 + terms, edges, channels): over pixels, of `images` and of its product with each term.
@@ -853,6 +902,7 @@ void dots(
     const Geometry& g, Images<const T> images, Int count, const Images<const T>* terms, double* sums, int threads) {
     const Partial<double> partial(g.batch, (1 + count) * g.edges * g.channels);
     const Int padded = padded_to_vectors<T>(g.channels);
+    const Lines<T> lines(g, images, count, terms);
 #pragma omp parallel num_threads(threads)
     {
         Buffer<double> totals((1 + count) * padded);
@@ -860,25 +910,30 @@ void dots(
         for (Int n = 0; n < g.batch; ++n)
             for (Int k = 0; k < g.edges; ++k) {
                 std::fill_n(totals.data, (1 + count) * padded, 0.0);
-                for (Int i = 0; i < g.height; ++i)
-                    for_vectors<T>(g.channels, [&](Int c, auto v) {
-                        const T* row = images.row(k, n, i) + c;
-                        Vector<T> sum{};
-                        for (Int p = 0; p < g.width; ++p) sum += v.load(row + p * images.pixel);
-                        add_to<T>(totals.data + c, sum);
-                        for (Int t = 0; t < count; ++t) {
-                            const T* other = terms[t].row(k, n, i) + c;
-                            const Int step = terms[t].pixel;
-                            Vector<T> even{}, odd{};
-                            Int p = 0;
-                            for (; p + 2 <= g.width; p += 2) {
-                                even += v.load(row + p * images.pixel) * v.load(other + p * step);
-                                odd += v.load(row + (p + 1) * images.pixel) * v.load(other + (p + 1) * step);
+                for (Int i = 0; i < lines.count; ++i)
+                    for (Int start = 0; start < lines.width; start += 32)
+                        for_vectors<T>(g.channels, [&](Int c, auto v) {
+                            const Int pixels = std::min<Int>(32, lines.width - start);
+                            const T* row = images.row(k, n, i) + start * images.pixel + c;
+                            InTurn<T> sum;
+                            for_blocks<4>(pixels, [&](Int p, auto size) {
+#pragma GCC unroll 4
+                                for (int q = 0; q < decltype(size)::value; ++q)
+                                    sum[q] += v.load(row + (p + q) * images.pixel);
+                            });
+                            add_to<T>(totals.data + c, sum.total());
+                            for (Int t = 0; t < count; ++t) {
+                                const Int step = terms[t].pixel;
+                                const T* other = terms[t].row(k, n, i) + start * step + c;
+                                InTurn<T> product;
+                                for_blocks<4>(pixels, [&](Int p, auto size) {
+#pragma GCC unroll 4
+                                    for (int q = 0; q < decltype(size)::value; ++q)
+                                        product[q] += v.load(row + (p + q) * images.pixel) * v.load(other + (p + q) * step);
+                                });
+                                add_to<T>(totals.data + (1 + t) * padded + c, product.total());
                             }
-                            if (p < g.width) even += v.load(row + p * images.pixel) * v.load(other + p * step);
-                            add_to<T>(totals.data + (1 + t) * padded + c, even + odd);
-                        }
-                    });
+                        });
                 partial.set(n, totals.data, 1 + count, padded, g.channels, k * g.channels, g.edges * g.channels);
             }
     }

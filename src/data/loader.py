@@ -98,7 +98,7 @@ class TrainLoader:
             start = place * self._joined_batch_size + self._rank * self._batch_size
             chosen = order[start : start + self._batch_size]
             seed = derive_seed("augmentation", self._seed, epoch, step, name, self._rank)
-            yield Batch(images.pixels[chosen], images.labels[chosen], seed)
+            yield Batch(images.pixels.index_select(0, chosen), images.labels[chosen], seed)
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and the step of the next batch; after an epoch's last batch, step 0 of the next epoch."""

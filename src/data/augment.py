@@ -30,9 +30,8 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     count = len(images)
     flipped = torch.randint(2, (count,), generator=generator)
     chosen = (torch.arange(count) + count * flipped).to(images.device)
-    return torch.cat([images, images.flip(3)]).index_select(
-        0, chosen
-    )  # copies whole images, three times as fast as where
+    # Whole images are copied: a third of the time of torch.where.
+    return torch.cat([images, images.flip(3)]).index_select(0, chosen)
 
 
 def cutout(images: Tensor, length: int, generator: torch.Generator) -> Tensor:

@@ -30,7 +30,7 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     count = len(images)
     flipped = torch.randint(2, (count,), generator=generator)
     chosen = (torch.arange(count) + count * flipped).to(images.device)
-    # Whole images are copied: a third of the time of torch.where.
+    # index_select copies whole images, which torch.where does not.
     return torch.cat([images, images.flip(3)]).index_select(0, chosen)
 
 

@@ -41,7 +41,8 @@ class Images:
 
     def select(self, indices: Tensor) -> Images:
         """Return a copy of the images at `indices`, int64 (M,), in that order."""
-        return Images(self.pixels[indices], self.labels[indices], self.classes)
+        # index_select copies whole images, which indexing does not.
+        return Images(self.pixels.index_select(0, indices), self.labels[indices], self.classes)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of pixels / 255 per channel, float32 (C,) each.

@@ -96,9 +96,9 @@ class TrainLoader:
                 generator = torch.Generator().manual_seed(derive_seed("order", self._seed, epoch, name, nth_pass))
                 order = torch.randperm(len(images), generator=generator)
             start = place * self._joined_batch_size + self._rank * self._batch_size
-            chosen = order[start : start + self._batch_size]
+            chosen = images.select(order[start : start + self._batch_size])
             seed = derive_seed("augmentation", self._seed, epoch, step, name, self._rank)
-            yield Batch(images.pixels.index_select(0, chosen), images.labels[chosen], seed)
+            yield Batch(chosen.pixels, chosen.labels, seed)
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and the step of the next batch; after an epoch's last batch, step 0 of the next epoch."""
@@ -135,5 +135,6 @@ class EvalLoader:
         return self._steps
 
     def __iter__(self) -> Iterator[Batch]:
-        for chosen in self._mine.tensor_split(self._steps):
-            yield Batch(self._images.pixels[chosen], self._images.labels[chosen], 0)
+        for indices in self._mine.tensor_split(self._steps):
+            chosen = self._images.select(indices)
+            yield Batch(chosen.pixels, chosen.labels, 0)

@@ -51,7 +51,7 @@ inline const Vector<T>& at(const T* p) {
 }
 
 // Has the compiler read a vector once that several sums use, where it would read it from memory for each of them. Without
-// it, a pass for the alphas took 8 % longer (seven turns, g++ 12).
+// it, a pass for the alphas took 9 % longer (src/spaces/fused.py says of what; g++ 12).
 #ifdef __AVX__
 #define IN_REGISTER(vector) asm("" : "+x"(vector))
 #else
@@ -119,18 +119,16 @@ struct Taps {
     std::vector<Int> rows;
 };
 
-// Some of those rows: what lies above and below the image is zero, and not read.
-struct Some {
-    const Int *begin, *end;
-    Int skipped;
-    Some(const Taps& taps, Int row, Int step, Int height) : begin(taps.rows.data()), end(begin + taps.rows.size()) {
-        // The first of them reads row `row` of the image, each further one `step` rows below.
-        const Int* all = begin;
-        for (; begin < end && row < 0; row += step) ++begin;
-        skipped = begin - all;
-        Int count = 0;
-        for (; begin + count < end && row < height; row += step) ++count;
-        end = begin + count;
+// Those of the rows, from `first` to before `last`, that read within the image: what lies above and below it is zero.
+struct TapsWithin {
+    const Taps& taps;
+    Int first = 0, last;
+
+    // The first row of taps reads row `row` of the image, each further one `step` rows below.
+    TapsWithin(const Taps& taps, Int row, Int step, Int height) : taps(taps) {
+        const Int count = taps.rows.size();
+        for (; first < count && row < 0; row += step) ++first;
+        for (last = first; last < count && row < height; row += step) ++last;
     }
 };
 
@@ -147,18 +145,18 @@ inline bool for_known(const Taps& taps, F f) {
 
 // P pixels by rows of K taps, D pixels apart: each pixel of the input is read once for all taps of a row.
 template <typename T, bool add, int P, int K, int D>
-inline void taps_block(T* out, Int out_step, const T* in, const Some& rows, const T* weights, Int padded) {
+inline void taps_block(T* out, Int out_step, const T* in, const TapsWithin& within, const T* weights, Int padded) {
     Vector<T> sum[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) sum[p] = add ? at(out + p * out_step) : Vector<T>{};
-    for (const Int* row = rows.begin; row < rows.end; ++row) {
+    for (Int row = within.first; row < within.last; ++row) {
         Vector<T> w[K];
 #pragma GCC unroll 8
         for (int t = 0; t < K; ++t, weights += padded) {
             w[t] = at(weights);
             IN_REGISTER(w[t]);
         }
-        const T* x = in + *row;
+        const T* x = in + within.taps.rows[row];
 #pragma GCC unroll 16
         for (int i = 0; i < P + D * (K - 1); ++i, x += padded) {
             Vector<T> value = at(x);
@@ -175,9 +173,9 @@ inline void taps_block(T* out, Int out_step, const T* in, const Some& rows, cons
 // out[p] (+)= sum over taps of their weight times in[p * in_step + tap], each channel for itself.
 template <typename T, bool add>
 void taps_of_row(
-    T* out, Int out_step, const T* in, Int in_step, const Taps& taps, const Some& rows, const T* weights, Int count,
-    Int padded) {
-    weights += rows.skipped * taps.width * padded;
+    T* out, Int out_step, const T* in, Int in_step, const TapsWithin& within, const T* weights, Int count, Int padded) {
+    const Taps& taps = within.taps;
+    weights += within.first * taps.width * padded;
     for (Int c = 0; c < padded; c += lanes<T>) {
         Int p = 0;
         if (in_step == padded)
@@ -185,10 +183,10 @@ void taps_of_row(
                 constexpr int K = decltype(width)::value, D = decltype(spacing)::value;
                 for (; p + 8 <= count; p += 8)
                     taps_block<T, add, 8, K, D>(
-                        out + p * out_step + c, out_step, in + p * padded + c, rows, weights + c, padded);
+                        out + p * out_step + c, out_step, in + p * padded + c, within, weights + c, padded);
                 for (; p + 4 <= count; p += 4)
                     taps_block<T, add, 4, K, D>(
-                        out + p * out_step + c, out_step, in + p * padded + c, rows, weights + c, padded);
+                        out + p * out_step + c, out_step, in + p * padded + c, within, weights + c, padded);
             });
         for (; p < count; p += 4) {
             const int left = std::min<Int>(4, count - p);
@@ -196,9 +194,9 @@ void taps_of_row(
             T* to = out + p * out_step + c;
             for (int q = 0; q < 4; ++q) sum[q] = add && q < left ? at(to + q * out_step) : Vector<T>{};
             const T* w = weights + c;
-            for (const Int* row = rows.begin; row < rows.end; ++row)
+            for (Int row = within.first; row < within.last; ++row)
                 for (Int t = 0; t < taps.width; ++t, w += padded) {
-                    const T* x = in + p * in_step + *row + t * taps.spacing * padded + c;
+                    const T* x = in + p * in_step + taps.rows[row] + t * taps.spacing * padded + c;
                     if (left == 4) {
 #pragma GCC unroll 4
                     for (int q = 0; q < 4; ++q) sum[q] += at(w) * at(x + q * in_step);
@@ -436,7 +434,7 @@ struct Rectified {
     Int size() const { return rows * columns * padded; }
     Int inside(Int i) const { return ((i + border) * columns + border) * padded; }  // row i of the input
     Int seen(Int i, const Geometry& g) const { return i * g.stride * columns * padded; }  // by output row i
-    Some taps_within(Int i, const Geometry& g) const { return {taps, i * g.stride - border, g.dilation, g.height}; }
+    TapsWithin taps_within(Int i, const Geometry& g) const { return {taps, i * g.stride - border, g.dilation, g.height}; }
 
     void fill(T* y, const Images<const T>& x, const T* rescale, Int k, Int n, const Geometry& g) const {
         for (Int i = 0; i < g.height; ++i) {
@@ -505,8 +503,8 @@ void convolve(
                     const T* seen = y.data + rectified.seen(i, g);
                     if (depthwise[0])
                         taps_of_row<T, false>(
-                            d.data, padded, seen, g.stride * padded, rectified.taps, rectified.taps_within(i, g),
-                            weights.of(k), g.out_width, padded);
+                            d.data, padded, seen, g.stride * padded, rectified.taps_within(i, g), weights.of(k),
+                            g.out_width, padded);
                     product(
                         row.data, out_padded, depthwise[0] ? d.data : seen, padded,
                         weights.forward.data + k * padded * out_padded, g.channels, g.out_width);
@@ -637,8 +635,7 @@ void convolve_backward(
                         for (Int r = 0; r < rows; ++r)
                             taps_of_row<T, false>(
                                 d.data + r * g.out_width * padded, padded, seen + rectified.seen(r, g),
-                                g.stride * padded, rectified.taps, rectified.taps_within(i + r, g), weights.of(k),
-                                g.out_width, padded);
+                                g.stride * padded, rectified.taps_within(i + r, g), weights.of(k), g.out_width, padded);
                         tap_sums(
                             tap_grads.data,
                             {d_grads, seen, transposed.row(1) * padded, rectified.seen(1, g), g.stride * padded, rows,
@@ -665,7 +662,7 @@ void convolve_backward(
                         const Int count = (g.width - j + g.stride - 1) / g.stride;
                         (first ? taps_of_row<T, false> : taps_of_row<T, true>)(
                             y_grad.data + (i * g.width + j) * padded, g.stride * padded,
-                            d_grad.data + transposed.row(i / g.stride) * padded, padded, place.taps,
+                            d_grad.data + transposed.row(i / g.stride) * padded, padded,
                             {place.taps, i / g.stride + place.first, place.step, g.out_height}, place.of(k, padded),
                             count, padded);
                     }

@@ -272,15 +272,16 @@ class Reduce(Branch):
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
         """Return the gradients of `parameters`, and write that of the state."""
         grads, mix, x, into, add, needs_weights = incoming
-        target = into
-        if into is not None and self._padded(x) is not x:
-            target = torch.zeros_like(self._padded(x))
+        padded = self._padded(x)
+        target, add_first = into, add
+        if into is not None and padded is not x:
+            target, add_first = torch.empty_like(padded), False
         parameter_grads: list[Tensor | None] = []
-        for i, view in enumerate(self._views(self._padded(x))):
+        for i, view in enumerate(self._views(padded)):
             *_, weight_grads = kernels.convolve_backward(
                 self._halves(grads)[i], self._halves(self.term)[i], self._halves(mix)[i], view, None,
                 self._taps(), self.weights[i], self.geometry,
-                into=None if target is None else self._views(target)[i], add=add or target is not into or i > 0,
+                into=None if target is None else self._views(target)[i], add=add_first or i > 0,
                 needs_images=target is not None, needs_weights=needs_weights,
             )  # fmt: skip
             parameter_grads += weight_grads or [None] * len(self.norms)

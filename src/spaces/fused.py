@@ -2,17 +2,17 @@
 
 The plain forms (src/spaces/cells.py, src/spaces/network.py) call an operator, and write an image, for every step of every
 operation. A supernet's cell here is one function with a hand-written gradient, made of the few kernels in src/kernels. In
-brackets, how much longer a pass for the alphas takes without it: 1.76 s at the paper's sizes in float32 on two cores of an
-AMD EPYC, medians of seven turns.
+brackets, how much longer a pass for the alphas takes without it: 1.75 s at the paper's sizes (16 channels, 8 cells, batch
+64) in float32 on two cores of an AMD EPYC, medians of seven turns in one run, in which each was taken out by hand.
 
-- What several edges would compute from one state (its ReLU, its pools) is computed once [pools for every edge: 10 %];
+- What several edges would compute from one state (its ReLU, its pools) is computed once [pools for every edge: 12 %];
   `none` is never computed.
 - ReLU, depthwise and pointwise convolution are one kernel, which also sums up what BatchNorm needs to know of its output
   z. BatchNorm is then a scale and a shift of each channel, and the alpha of an operation rides on that scale, so that a
-  node is a weighted sum of the z on its edges [to write the normalised images: 5 %]; between the halves of a separable
+  node is a weighted sum of the z on its edges [to write the normalised images: 9 %]; between the halves of a separable
   convolution, the second half rescales what it reads. Of each convolution z alone is kept, and the backward pass
   recomputes what lies before it: that is where the memory goes that the README's table shows.
-- A gradient that nothing asks for is not computed: that of the weights in a pass for the alphas [35 %], that of the images
+- A gradient that nothing asks for is not computed: that of the weights in a pass for the alphas [41 %], that of the images
   in the first cell.
 
 Every identity is exact; only rounding differs. State dicts fit both forms. The gradients cannot be differentiated again

@@ -43,16 +43,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.bilevel.hypergradient import Bilevel, Exact, FiniteDifference, FirstOrder, Hypergradient, OneSided, of_order
 from src.bilevel.unroll import VirtualStep
+from src.common.files import write_whole
 from src.data.augment import Augmentation
 from src.data.images import Images
 from src.data.loader import TrainLoader
 from src.data.sources import Digits
-from src.files import write_whole
-from src.spaces.cells import Supernet
-from src.spaces.choices import RelaxedSpace
-from src.spaces.fused import FusedNetwork, FusedSupernet
-from src.spaces.genotypes import NAMED_GENOTYPES
-from src.spaces.network import Network
+from src.fast.fused import FusedNetwork, FusedSupernet
+from src.spaces.cnn.cells import Supernet
+from src.spaces.cnn.genotypes import NAMED_GENOTYPES
+from src.spaces.cnn.network import Network
+from src.spaces.relaxed import RelaxedSpace
 from src.training.module import channels_last
 from src.training.search import SearchModule
 

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.errors import shorten
-from src.files import write_whole
-from src.pictures.page import UNKNOWN, data_name, duration, genotype_name, millions, render_page
-from src.pictures.records import Record, find_runs, is_run, read_run
+from src.common.errors import shorten
+from src.common.files import write_whole
+from src.reports.page import UNKNOWN, data_name, duration, genotype_name, millions, render_page
+from src.runs.folder import RunFolder
+from src.runs.saved import SavedRun, find_runs, is_run, read_run
 
 HEADER = ("run", "kind", "data", "order/genotype", "seed", "status", "accuracy", "params (M)", "macs (M)", "time")
 _LEFT = 6  # columns of text; those after them are numbers
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             pages.append(_write(record))
         except OSError as error:
-            problems.append(f"cannot write {record.folder / 'report.html'}: {error.strerror}")
+            problems.append(f"cannot write {RunFolder(record.folder).report}: {error.strerror}")
     if records:
         print(table(records))
         print()
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2 if problems else 0
 
 
-def table(records: Sequence[Record]) -> str:
+def table(records: Sequence[SavedRun]) -> str:
     """Return a table of runs, and of the mean and sample standard deviation of those that differ only by seed."""
     base = os.path.commonpath([record.folder.resolve().parent for record in records])
     lines = [HEADER, *(_line(record, Path(base)) for record in records), *_means(records, Path(base))]
@@ -90,14 +91,14 @@ def table(records: Sequence[Record]) -> str:
     )
 
 
-def _write(record: Record) -> Path:
-    page = record.folder / "report.html"
+def _write(record: SavedRun) -> Path:
+    page = RunFolder(record.folder).report
     # A lone surrogate, which JSON can hold and UTF-8 cannot, becomes a question mark.
     write_whole(page, render_page(record).encode("utf-8", "replace"))
     return page
 
 
-def _line(record: Record, base: Path) -> tuple[str, ...]:
+def _line(record: SavedRun, base: Path) -> tuple[str, ...]:
     accuracy = UNKNOWN if record.accuracy is None else f"{100 * record.accuracy[1]:.2f} % {record.accuracy[0]}"
     return (
         _cell(record.folder.resolve().relative_to(base)),
@@ -118,20 +119,20 @@ def _cell(value: object) -> str:
     return "".join(char if char.isprintable() else "?" for char in shorten(value, 48))
 
 
-def _variant(record: Record) -> str:
+def _variant(record: SavedRun) -> str:
     if record.kind != "search":
         return genotype_name(record.config)
     order = record.result.get("order", record.config.get("order"))
     return UNKNOWN if order is None else f"order {order}"
 
 
-def _seed(record: Record) -> object:
+def _seed(record: SavedRun) -> object:
     seed = record.result.get("seed", record.config.get("seed"))
     return UNKNOWN if seed is None else seed
 
 
-def _means(records: Sequence[Record], base: Path) -> list[tuple[str, ...]]:
-    groups: dict[str, dict[object, Record]] = {}
+def _means(records: Sequence[SavedRun], base: Path) -> list[tuple[str, ...]]:
+    groups: dict[str, dict[object, SavedRun]] = {}
     for record in records:
         if record.status == "ok" and record.accuracy and record.config:
             # A seed that ran twice counts once: its repetition says nothing about other seeds.
@@ -139,7 +140,7 @@ def _means(records: Sequence[Record], base: Path) -> list[tuple[str, ...]]:
     return [_mean_line(list(group.values()), base) for group in groups.values() if len(group) > 1]
 
 
-def _mean_line(group: Sequence[Record], base: Path) -> tuple[str, ...]:
+def _mean_line(group: Sequence[SavedRun], base: Path) -> tuple[str, ...]:
     accuracies = [100 * record.accuracy[1] for record in group if record.accuracy]
     split = group[0].accuracy[0] if group[0].accuracy else ""
     first = _line(group[0], base)
@@ -155,7 +156,7 @@ def _mean_line(group: Sequence[Record], base: Path) -> tuple[str, ...]:
     )
 
 
-def _mean_of(group: Sequence[Record], name: str, write: Callable[[float | None], str]) -> str:
+def _mean_of(group: Sequence[SavedRun], name: str, write: Callable[[float | None], str]) -> str:
     numbers = [number for record in group if (number := record.number(name)) is not None]
     if len(numbers) < len(group):
         return UNKNOWN
@@ -163,7 +164,7 @@ def _mean_of(group: Sequence[Record], name: str, write: Callable[[float | None],
     return write(mean) if deviation == 0 else f"{write(mean)} ± {write(deviation)}"
 
 
-def _experiment(record: Record) -> str:
+def _experiment(record: SavedRun) -> str:
     """Return what identifies a run but for its seed: its settings, without its own folder's name in them."""
 
     def strip(value: Any) -> Any:

@@ -20,23 +20,16 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from src.architecture import Architecture
+from src.architectures.architecture import Architecture
 from src.callbacks.record import EpochMetrics
 from src.data.modules import RetrainData
-from src.launch import command_of_job, launch, mistakes
 from src.report import write_report
-from src.runs import (
-    Record,
-    build_data,
-    build_network,
-    build_trainer,
-    check_optimizers,
-    claim,
-    count_macs,
-    count_params,
-    recorded,
-)
-from src.spaces.genotypes import load_cells
+from src.runs.build import build_data, build_network, build_trainer, check_optimizers, count_macs, count_params
+from src.runs.claim import claim, recorded
+from src.runs.folder import RunFolder
+from src.runs.launch import command_of_job, launch, mistakes
+from src.runs.record import Record
+from src.spaces.cnn.genotypes import load_cells
 from src.training.retrain import RetrainModule
 
 
@@ -60,7 +53,7 @@ def retrain(config: DictConfig, folder: Path) -> None:
     """Run one retrain into `folder`."""
     with mistakes():
         # A run that goes on has its own genotype: the file it began with may have changed since.
-        own = folder / "genotype.json"
+        own = RunFolder(folder).genotype
         architecture = load_cells(str(own) if config.resume is not None and own.exists() else config.genotype)
         data = build_data(RetrainData, config)
         module = build_module(config, data, architecture)
@@ -79,7 +72,7 @@ def retrain(config: DictConfig, folder: Path) -> None:
         run = claim(folder, config, record, trainer, module)
     with recorded(run):
         if run.is_first:
-            architecture.write(folder / "genotype.json")
+            architecture.write(RunFolder(folder).genotype)
         trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint)
         record.metrics = metrics.latest()
         trainer.test(module, datamodule=data, verbose=False)

@@ -21,19 +21,12 @@ from omegaconf import DictConfig
 from src.bilevel.hypergradient import Exact
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.data.modules import SearchData
-from src.launch import command_of_job, launch, mistakes
 from src.report import write_report
-from src.runs import (
-    Record,
-    build_data,
-    build_network,
-    build_trainer,
-    check_optimizers,
-    claim,
-    count_macs,
-    count_params,
-    recorded,
-)
+from src.runs.build import build_data, build_network, build_trainer, check_optimizers, count_macs, count_params
+from src.runs.claim import claim, recorded
+from src.runs.folder import RunFolder
+from src.runs.launch import command_of_job, launch, mistakes
+from src.runs.record import Record
 from src.training.search import SearchModule, check_precision
 
 
@@ -89,9 +82,9 @@ def search(config: DictConfig, folder: Path) -> None:
         record.metrics = metrics.latest()
         record.architecture = module.net.derive()
         if run.is_first:
-            record.architecture.write(folder / "genotype.json")
+            record.architecture.write(RunFolder(folder).genotype)
     if run.is_first:
-        print(f"genotype: {folder / 'genotype.json'}")
+        print(f"genotype: {RunFolder(folder).genotype}")
         print(f"report:   {write_report(folder)}")
 
 

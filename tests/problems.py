@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from src.bilevel.hypergradient import Bilevel
 from src.bilevel.unroll import VirtualStep
-from src.spaces.cells import Supernet
-from src.spaces.choices import RelaxedSpace
-from src.spaces.genotypes import CANDIDATES
+from src.spaces.cnn.cells import Supernet
+from src.spaces.cnn.genotypes import CANDIDATES
+from src.spaces.relaxed import RelaxedSpace
 
 
 def quadratic(seed: int = 0) -> tuple[Bilevel, torch.Tensor]:

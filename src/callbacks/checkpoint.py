@@ -12,9 +12,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from src import processes
-from src.checkpoints import LAST
-from src.errors import Interrupted
+from src.common import processes
+from src.common.errors import Interrupted
+from src.runs.folder import RunFolder
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -34,7 +34,7 @@ class Checkpoints(Checkpoint):
     def __init__(self, folder: Path, minutes: float | None) -> None:
         if minutes is not None and not minutes >= 0:
             raise ValueError(f"checkpoint_minutes={minutes}, allowed are numbers from 0 (every step), or null")
-        self.path = folder / "checkpoints" / LAST
+        self.path = RunFolder(folder).last
         self.minutes = minutes
         self.seconds_before = 0.0  # spent on the run before this process
         self._start = self._saved = time.monotonic()

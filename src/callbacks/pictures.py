@@ -5,8 +5,8 @@ from __future__ import annotations
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from src.pictures.cells import cell_figure, to_array
-from src.spaces.genotypes import KINDS, Genotype, is_cell_architecture
+from src.reports.cells import cell_figure, to_array
+from src.spaces.cnn.genotypes import KINDS, Genotype, is_cell_architecture
 from src.training.search import SearchModule
 
 

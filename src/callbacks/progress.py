@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from src import processes
+from src.common import processes
 
 
 class Progress(TQDMProgressBar):

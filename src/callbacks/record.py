@@ -9,8 +9,9 @@ from typing import Any
 
 import lightning as L
 
-from src import processes
-from src.files import write_whole
+from src.common import processes
+from src.common.files import write_whole
+from src.runs.folder import RunFolder
 from src.training.search import SearchModule
 
 
@@ -46,7 +47,7 @@ class EpochMetrics(_EpochTable):
     """Writes `metrics.csv`, a row an epoch. Times are not in it, so two runs of one seed leave the same file."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder / "metrics.csv")
+        super().__init__(RunFolder(folder).metrics)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch's row; the learning rate is the one it was trained with."""
@@ -68,7 +69,7 @@ class EpochAlphas(_EpochTable):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder / "alphas.csv")
+        super().__init__(RunFolder(folder).alphas)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch's rows, one for each candidate of each key."""
@@ -89,10 +90,10 @@ class EpochArchitectures(L.Callback):
     """Writes `checkpoints/epoch_{N}.json`, the architecture derived after epoch N, counted from 0."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / "checkpoints"
+        self.folder = RunFolder(folder)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Derive and write this epoch's architecture."""
         assert isinstance(pl_module, SearchModule)
         if processes.rank() == 0:
-            pl_module.net.derive().write(self.folder / f"epoch_{trainer.current_epoch}.json")
+            pl_module.net.derive().write(self.folder.epoch(trainer.current_epoch))

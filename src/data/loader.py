@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.common.seeding import derive_seed
 from src.data.images import Images
-from src.seeding import derive_seed
 
 
 class Batch(NamedTuple):

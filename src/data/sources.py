@@ -18,9 +18,9 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, FashionMNIST
 from torchvision.transforms import functional as TF
 
+from src.common.errors import shorten
 from src.data.images import Images
 from src.data.split import split_halves
-from src.errors import shorten
 
 
 class Source(ABC):

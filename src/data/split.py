@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from src.seeding import derive_seed
+from src.common.seeding import derive_seed
 
 
 def split_halves(labels: Tensor, *, arch_fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""What is searched: choices, operations, cells, supernets and the networks a genotype is retrained as."""
+"""What is searched: choices, and the spaces that are made of them."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from src import processes
-from src.errors import Diverged
-from src.seeding import seed_step
+from src.common import processes
+from src.common.errors import Diverged
+from src.common.seeding import seed_step
 
 CHECKPOINT_FORMAT = 1
 Labelled = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from src import processes
 from src.bilevel.hypergradient import AlphaGradient, Bilevel, Hypergradient, Loss, norm
 from src.bilevel.unroll import Tensors, VirtualStep, check_unrollable
-from src.errors import unknown
-from src.spaces.choices import RelaxedSpace
+from src.common import processes
+from src.common.errors import unknown
+from src.spaces.relaxed import RelaxedSpace
 from src.training.module import Labelled, TrainingModule, channels_last, set_gradients
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]

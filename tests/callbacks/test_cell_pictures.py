@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from small_search import Space, search_module
 
 from src.callbacks.pictures import CellPictures
-from src.spaces.cells import Supernet
+from src.spaces.cnn.cells import Supernet
 from src.training.search import SearchModule
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_search import fit
 
-from src.architecture import load_json
+from src.architectures.architecture import load_json
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.training.search import SearchModule
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.architecture import Architecture
-from src.spaces.choices import InputChoice, LayerChoice, RelaxedSpace, fix
+from src.architectures.architecture import Architecture
+from src.spaces.choices import InputChoice, LayerChoice, fix
+from src.spaces.relaxed import RelaxedSpace
 
 
 class Perceptron(nn.Module):

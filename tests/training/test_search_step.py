@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from src.bilevel.hypergradient import FiniteDifference, of_order
-from src.spaces.cells import Supernet
-from src.spaces.choices import RelaxedSpace
+from src.spaces.cnn.cells import Supernet
+from src.spaces.relaxed import RelaxedSpace
 from src.training import search as module
 from src.training.module import set_gradients
 from src.training.search import SearchModule

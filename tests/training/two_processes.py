@@ -15,11 +15,11 @@ from torch import Tensor
 from torch import distributed as dist
 
 from src.bilevel.hypergradient import Exact, FiniteDifference, FirstOrder, OneSided
-from src.spaces.batch_norm import synchronise
-from src.spaces.cells import Supernet
-from src.spaces.fused import FusedSupernet
-from src.spaces.genotypes import NAMED_GENOTYPES
-from src.spaces.network import Network
+from src.common.batch_norm import synchronise
+from src.fast.fused import FusedSupernet
+from src.spaces.cnn.cells import Supernet
+from src.spaces.cnn.genotypes import NAMED_GENOTYPES
+from src.spaces.cnn.network import Network
 from src.training.retrain import RetrainModule
 from src.training.search import SearchModule
 

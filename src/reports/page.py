@@ -1,0 +1,274 @@
+"""The report of a run: one HTML page that needs nothing besides itself."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from src.architectures.architecture import Answer
+from src.reports.cells import FAMILIES, cell_figure
+from src.reports.curves import (
+    CELL_NAMES,
+    EDGE_KEY,
+    chart_figure,
+    charts,
+    choices_figure,
+    heat_figure,
+    history_figure,
+    split_keys,
+    weights_figure,
+)
+from src.reports.drawing import colours, to_svg, words
+from src.runs.saved import SavedRun
+from src.spaces.cnn.genotypes import Genotype, parse_cells
+
+_MEANINGS = {
+    "sep_conv": "filters each channel by itself, then mixes the channels with a 1x1 convolution; both twice",
+    "dil_conv": "filters each channel by itself, with gaps between the filter's points to see more of the image, then mixes them",
+    "max_pool": "takes the largest of 3x3 neighbouring values",
+    "avg_pool": "takes the mean of 3x3 neighbouring values",
+    "skip_connect": "passes its input on as it is; where a reduction cell halves the image, through a 1x1 convolution",
+    "none": "passes nothing on; searched, but never part of a derived cell",
+}
+UNKNOWN = "-"
+_SPLITS = {"test": "test accuracy", "val": "validation accuracy"}
+
+
+class Row(NamedTuple):
+    """A line of a table: a name, a value, and how deep the name is nested."""
+
+    name: str
+    value: str
+    depth: int = 0
+
+
+def render_page(record: SavedRun) -> str:
+    """Return the page of a run. Sections whose files are missing say so in a line."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    cells = _cells(record.genotype)
+    return templates.get_template("page.html.jinja").render(
+        record=record,
+        title=f"{_what(record)[0].upper()}{_what(record)[1:]}",
+        error=record.result.get("error"),
+        sentence=_sentence(record),
+        facts=_facts(record),
+        cells=[_svg(cell_figure(nodes, CELL_NAMES[kind])) for kind, nodes in cells.items()],
+        operations=_operations(cells),
+        answers=[] if cells else [Row(key, _plain(answer)) for key, answer in sorted(record.genotype.items())],
+        curves=_curves(record),
+        weights=_weights(record),
+        settings=_settings(record.config),
+        results=_results(record),
+        command=_command(record.result.get("command")),
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the two largest units that it has, or "-" where it is not known."""
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def millions(number: float | None) -> str:
+    """Return a count in millions, or "-" where it is not known."""
+    return UNKNOWN if number is None else f"{number / 1e6:.2f}" if number >= 1e5 else f"{number / 1e6:.4f}"
+
+
+def genotype_name(config: Mapping[str, Any]) -> str:
+    """Return which genotype a run retrained: a built-in name, or the last two parts of the file's path."""
+    given = config.get("genotype")
+    return "/".join(Path(given).parts[-2:]) if isinstance(given, str) else UNKNOWN
+
+
+def data_name(record: SavedRun) -> str:
+    """Return the name of the data a run used, or "-" where it is not known."""
+    data = record.result.get("data")
+    name = data.get("name") if isinstance(data, dict) else None
+    if name is None and isinstance(record.config.get("data"), dict):
+        name = record.config["data"].get("name")
+    return name if isinstance(name, str) else UNKNOWN
+
+
+def _svg(figure: Figure) -> Markup:
+    return Markup(to_svg(figure))  # matplotlib escapes the text in it
+
+
+def _what(record: SavedRun) -> str:
+    on = "" if data_name(record) == UNKNOWN else f" on {data_name(record)}"
+    if record.kind == "search":
+        order = record.result.get("order", record.config.get("order"))
+        named = {1: "first-order ", 2: "second-order "}.get(order, "") if isinstance(order, int) else ""
+        return f"{named}architecture search{on}"
+    given = genotype_name(record.config)
+    return f"retraining {'a genotype' if given == UNKNOWN else given}{on}"
+
+
+def _sentence(record: SavedRun) -> str:
+    """Return the result in one sentence with numbers."""
+    epochs = len(record.metrics.get("epoch", []))
+    planned = record.config.get("epochs")
+    count = f"{epochs} of {planned}" if isinstance(planned, int) and planned != epochs else str(epochs)
+    ended = {
+        "ok": "Completed",
+        "failed": "Failed",
+        "interrupted": "Was interrupted",
+        "unfinished": "Has not ended: there is no result.json yet",
+        "unreadable": "Its files cannot all be read",
+    }.get(record.status, f"Ended with the status {record.status!r}")
+    text = f"{ended} after {count} epoch{'' if count == '1' else 's'}"
+    if record.number("seconds") is not None:
+        text += f" and {duration(record.number('seconds'))}"
+    if record.accuracy:
+        split, value = record.accuracy
+        text += f", with a {_SPLITS[split]} of {100 * value:.2f} % (error {100 - 100 * value:.2f} %)"
+    return text + "."
+
+
+def _facts(record: SavedRun) -> list[Row]:
+    """Return the numbers that stand in large type."""
+    facts = []
+    if record.accuracy:
+        facts.append(Row(_SPLITS[record.accuracy[0]], f"{100 * record.accuracy[1]:.2f} %"))
+    for name, label in (("params", "million weights"), ("macs", "million multiply-adds an image")):
+        if record.number(name) is not None:
+            facts.append(Row(label, millions(record.number(name))))
+    if record.number("seconds") is not None:
+        facts.append(Row("run time", duration(record.number("seconds"))))
+    return facts
+
+
+def _cells(answers: Mapping[str, Answer]) -> dict[str, Any]:
+    """Return the cells of an architecture by kind; none where it is not of the CNN cell space."""
+    if not any(EDGE_KEY.fullmatch(key) for key in answers):
+        return {}
+    plain: dict[str, object] = {
+        key: answer if isinstance(answer, str) else list(answer or ()) for key, answer in answers.items()
+    }
+    try:
+        genotype = Genotype.from_architecture(parse_cells(plain))
+    except ValueError:
+        return {}
+    return {"normal": genotype.normal, "reduce": genotype.reduce}
+
+
+def _operations(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (colour, name, meaning) of every operation in the cells."""
+    used = sorted({edge.operation for nodes in cells.values() for node in nodes for edge in node})
+    families = list(FAMILIES)
+    found = {name: next(family for family in families if name.startswith(family)) for name in used}
+    used.sort(key=lambda name: (families.index(found[name]), name))
+    return [(colours([name])[name], words(name), _MEANINGS[found[name]]) for name in used]
+
+
+def _curves(record: SavedRun) -> list[Markup]:
+    epochs = record.metrics.get("epoch", [])
+    return [_svg(chart_figure(chart, epochs, record.metrics)) for chart in charts(record.metrics)] if epochs else []
+
+
+def _weights(record: SavedRun) -> list[tuple[str, list[Markup]]]:
+    """Return (heading, figures) for each cell, and for the choices that belong to none."""
+    cells, others = split_keys(record.alphas)
+    epochs, answers = record.alpha_epochs, record.genotype
+    sections = []
+    for kind, edges in cells.items():
+        name = CELL_NAMES[kind]
+        figure = weights_figure(edges, record.alphas, epochs, answers, f"{name}: weights after each epoch")
+        sections.append((name, figure, [edges[place] for place in sorted(edges)]))
+    if others:
+        figure = choices_figure(others, record.alphas, epochs, answers, "Choices: weights after each epoch")
+        sections.append(("Choices", figure, others))
+
+    pictures = []
+    for name, figure, keys in sections:
+        figures = [figure]
+        last = {key: {candidate: line[-1] for candidate, line in record.alphas[key].items()} for key in keys}
+        for same in _alike(keys, last):
+            figures.append(heat_figure(same, last, answers, f"{name}: weights after the last epoch"))
+        if record.history:
+            figures.append(history_figure(record.history, last, f"{name}: derived after each epoch"))
+        pictures.append((name, [_svg(figure) for figure in figures]))
+    return pictures
+
+
+def _alike(keys: Sequence[str], weights: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """Group keys by their candidates."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for key in keys:
+        groups.setdefault(tuple(weights[key]), []).append(key)
+    return list(groups.values())
+
+
+def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
+    """Return the settings as (group, rows): the plain ones first, then a group for each nested one."""
+    plain = [Row(key, _plain(value)) for key, value in config.items() if not _nested(value)]
+    groups = [("run", plain)] if plain else []
+    return groups + [(key, list(_flatten(value, 0))) for key, value in config.items() if _nested(value)]
+
+
+def _nested(value: object) -> bool:
+    return isinstance(value, dict) and bool(value)
+
+
+def _flatten(mapping: Mapping[Any, Any], depth: int) -> list[Row]:
+    rows = []
+    for key, value in mapping.items():
+        if _nested(value):
+            rows += [Row(str(key), "", depth), *_flatten(value, depth + 1)]
+        else:
+            rows.append(Row(str(key), _plain(value), depth))
+    return rows
+
+
+def _plain(value: object) -> str:
+    """Return a value as YAML has it, on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) or "none"
+    return str(value)
+
+
+def _results(record: SavedRun) -> list[tuple[str, list[Row]]]:
+    """Return the result as (group, rows)."""
+    result = record.result
+    if not result:
+        return []
+    rows = [Row("status", record.status)]
+    rows += [Row(name, _plain(result[name])) for name in ("seed", "order") if result.get(name) is not None]
+    for name, label in (("params", "weights"), ("macs", "multiply-adds an image")):
+        number = record.number(name)
+        if number is not None:
+            rows.append(Row(label, f"{number:,.0f}"))
+    rows += [Row("run time", duration(record.number("seconds"))), Row("git commit", _plain(result.get("git_commit")))]
+    groups = [("result", rows)]
+    for name in ("metrics", "data", "versions"):
+        if _nested(result.get(name)):
+            groups.append((name, _flatten(result[name], 0)))
+    return groups
+
+
+def _command(command: object) -> str:
+    return shlex.join(map(str, command)) if isinstance(command, list) else command if isinstance(command, str) else ""

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.architectures.architecture import Architecture
+from src.report import main, write_report
+from src.reports.drawing import words
+from src.reports.page import duration
+from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES, edge_key
+
+CELLS = NAMED_GENOTYPES["DARTS_V2"].to_architecture()
+
+
+def make_small_run(folder: Path, **options: Any) -> Path:
+    """Write a run without what takes long to draw."""
+    make_run(folder, **options)
+    for name in ("alphas.csv", "genotype.json"):
+        (folder / name).unlink()
+    record = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**record, "genotype": None}))
+    return folder
+
+
+def make_run(folder: Path, *, architecture: Architecture = CELLS, config: str = "", **result: Any) -> Path:
+    """Write a search's folder of two epochs; what it holds is made up, its form is not."""
+    (folder / "checkpoints").mkdir(parents=True)
+    seed = result.get("seed", 0)
+    (folder / "config.yaml").write_text(f"order: 2\nseed: {seed}\nepochs: 2\nfolder: {folder}\n{config}")
+    (folder / "metrics.csv").write_text(
+        "epoch,train_loss,train_accuracy,val_accuracy,lr\n0,2.1,0.25,0.2,0.025\n1,1.5,0.5,,0.01\n"
+    )
+    lines = [
+        f"{epoch},{edge_key(kind, node, state)},{candidate},0.125"
+        for epoch in range(2)
+        for kind in ("normal", "reduce")
+        for node in range(2, 6)
+        for state in range(node)
+        for candidate in CANDIDATES
+    ]
+    (folder / "alphas.csv").write_text("\n".join(["epoch,key,candidate,weight", *lines, ""]))
+    for epoch in range(2):
+        architecture.write(folder / "checkpoints" / f"epoch_{epoch}.json")
+    architecture.write(folder / "genotype.json")
+    record = {
+        "status": "ok",
+        "error": None,
+        "command": ["python", "-m", "src.search", "data.root=my data"],
+        "seed": seed,
+        "order": 2,
+        "kind": "search",
+        "metrics": {"val_accuracy": 0.9},
+        "genotype": architecture.to_plain(),
+        "params": 1_930_618,
+        "macs": 300_255_744,
+        "seconds": 75.2,
+        "versions": {"torch": "2.14.1"},
+        "git_commit": "0123abcd",
+        "data": {"name": "digits"},
+        **result,
+    }
+    (folder / "result.json").write_text(json.dumps(record))
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """The texts, tags, attributes and sections of a page; an end tag that closes nothing fails."""
+
+    VOID = ("meta", "br", "link", "img")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.texts: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.texts += [" ".join(data.split())] if data.strip() else []
+
+    def __contains__(self, text: str) -> bool:
+        return text in " ".join(self.texts)
+
+
+def rows(output: str) -> Iterator[list[str]]:
+    """Yield the cells of the printed table."""
+    for line in output.split("\n\n", maxsplit=1)[0].splitlines():
+        yield re.split(r"\s{2,}", line.strip())
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    config = "space: {channels: 16, nested: {deep: [1, 2]}}\n"
+    return Page(write_report(make_run(tmp_path_factory.mktemp("runs") / "run", config=config)))
+
+
+def test_page_holds_cells_curves_weights_settings_and_result(page: Page) -> None:
+    assert "Second-order architecture search on digits" in page
+    assert "Completed after 2 epochs and 1 min 15 s, with a validation accuracy of 90.00 % (error 10.00 %)." in page
+    edges = [
+        edge
+        for nodes in (NAMED_GENOTYPES["DARTS_V2"].normal, NAMED_GENOTYPES["DARTS_V2"].reduce)
+        for node in nodes
+        for edge in node
+    ]
+    for edge in edges:
+        assert words(edge.operation) in page.texts
+    assert page.tags.count("svg") == 2 + 3 + 2 * 3  # cells; loss, accuracy, lr; three pictures for each cell
+    for text in ("Normal cell", "Reduction cell", "1,930,618", "300,255,744", "0123abcd", "deep", "1, 2", "2.14.1"):
+        assert text in page.texts
+    assert "python -m src.search 'data.root=my data'" in page
+
+
+def test_page_needs_nothing_from_elsewhere(page: Page) -> None:
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    for name, value in page.attributes:
+        if not name.startswith("xmlns"):
+            assert "//" not in value
+            assert not (name in ("href", "xlink:href", "src") and not value.startswith("#"))
+    assert "@import" not in page.source
+    assert not re.search(r"url\((?!#)", page.source)
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&$\\frac{"
+
+
+def test_text_from_files_is_never_markup(tmp_path: Path) -> None:
+    folder = make_run(
+        tmp_path / "<b>run",
+        config=f"note: {json.dumps(HOSTILE)}\n",
+        status=HOSTILE,
+        error=HOSTILE,
+        command=HOSTILE,
+        git_commit=HOSTILE + "\ud800",
+        data={"name": HOSTILE, HOSTILE: {HOSTILE: [HOSTILE]}},
+        versions={HOSTILE: HOSTILE},
+        metrics={HOSTILE: 1, "val_accuracy": HOSTILE},
+    )
+    cell = '"' + HOSTILE.replace('"', '""') + '"'
+    (folder / "alphas.csv").write_text(f"epoch,key,candidate,weight\n0,{cell},{cell},1\n")
+    (folder / "metrics.csv").write_text(f"epoch,{cell}\n0,1\n")
+    (folder / "genotype.json").write_text(json.dumps({HOSTILE: HOSTILE}))
+    page = Page(write_report(folder))
+    assert not {"script", "img", "b"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert page.texts.count(HOSTILE) >= 5
+
+
+def test_failed_run_shows_its_error_before_all_else(tmp_path: Path) -> None:
+    folder = make_small_run(tmp_path / "run", status="failed", error="RuntimeError: the loss is not finite", metrics={})
+    page = Page(write_report(folder))
+    assert page.texts.index("RuntimeError: the loss is not finite") < page.texts.index("The cells")
+    assert "Failed after 2 epochs" in page
+
+
+def test_sections_without_a_file_say_so(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps({"status": "interrupted", "kind": "search"}))
+    page = Page(write_report(folder))
+    assert "Was interrupted after 0 epochs." in page
+    for name in ("genotype.json", "metrics.csv", "alphas.csv", "config.yaml"):
+        assert f"in this folder ({name})" in page
+    assert "svg" not in page.tags
+
+
+def test_unfinished_retraining_and_another_search_space(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,train_loss,lr\n0,1.0,0.1\n")
+    (tmp_path / "config.yaml").write_text("genotype: runs/7/genotype.json\nepochs: 3\n")
+    (tmp_path / "genotype.json").write_text('{"first_layer": "wide", "inputs": ["a", "b"], "dropped": []}')
+    page = Page(write_report(tmp_path))
+    assert "Retraining 7/genotype.json" in page
+    assert "Has not ended: there is no result.json yet after 1 of 3 epochs." in page
+    assert {"first_layer", "wide", "a, b", "null"} <= set(page.texts)
+    assert "How the choices were made" not in page
+
+
+def test_table_names_runs_and_aggregates_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, accuracy in enumerate((0.90, 0.92, 0.97)):
+        make_small_run(tmp_path / f"sweep/{seed}", seed=seed, metrics={"val_accuracy": accuracy}, seconds=60 + seed)
+    make_small_run(tmp_path / "sweep/10", seed=7, config="batch_size: 96\n")
+    make_small_run(tmp_path / "sweep/11", seed=9, status="failed")
+    assert main([str(tmp_path), str(tmp_path / "sweep/0")]) == 0
+    output = capsys.readouterr().out
+    header, _, *table = rows(output)
+    assert header[:7] == ["run", "kind", "data", "order/genotype", "seed", "status", "accuracy"]
+    assert [row[0] for row in table[:5]] == ["0", "1", "2", "10", "11"]
+    assert table[0][1:] == ["search", "digits", "order 2", "0", "ok", "90.00 % val", "1.93", "300.26", "1 min 0 s"]
+    # mean 93; deviations -3, -1, 4: sqrt(26 / 2) = 3.6056
+    (mean,) = table[5:]
+    assert mean[:6] == ["mean ± std of 3 seeds", "search", "digits", "order 2", "0,1,2", "ok"]
+    assert mean[6:] == ["93.00 ± 3.61 % val", "1.93", "300.26", "1 min 1 s ± 1.0 s"]
+    pages = output.split("\n\n")[1].split()
+    assert len(pages) == 5
+    assert all(Path(page).is_file() for page in pages)
+
+
+def test_a_seed_that_ran_twice_is_not_counted_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_small_run(tmp_path / "a", seed=1)
+    make_small_run(tmp_path / "b", seed=1)
+    assert main([str(tmp_path)]) == 0
+    assert "mean" not in capsys.readouterr().out
+    make_small_run(tmp_path / "c", seed=2)
+    assert main([str(tmp_path)]) == 0
+    assert "mean ± std of 2 seeds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.csv"])
+def test_truncated_file_is_named_after_the_others_are_reported(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, whole = make_small_run(tmp_path / "a"), make_small_run(tmp_path / "b")
+    (broken / name).write_bytes((broken / name).read_bytes()[:-9])
+    assert main([str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert str(broken / name) in line
+    assert str(whole / "report.html") in captured.out
+    assert str(broken / name) in Page(broken / "report.html")
+
+
+def test_path_without_runs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "metrics.csv").touch()
+    paths = [tmp_path, tmp_path / "missing", tmp_path / "file"]
+    assert main([str(path) for path in paths]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.split(" ", 2)[2][:9] for line in captured.err.splitlines()] == ["holds no ", "does not ", "is not a "]
+    with pytest.raises(ValueError, match="is not a run folder"):
+        write_report(tmp_path)
+
+
+def test_what_lies_below_a_run_is_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_small_run(tmp_path / "run")
+    (run / "logger").mkdir()
+    (run / "logger" / "metrics.csv").write_text("step\n0\n")
+    assert main([str(tmp_path)]) == 0
+    assert "logger" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0.04, "0.0 s"),
+        (59.9, "59.9 s"),
+        (59.99, "1 min 0 s"),
+        (3599.7, "1 h 0 min"),
+        (98765, "27 h 26 min"),
+    ],
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text

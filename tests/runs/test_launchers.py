@@ -1,0 +1,45 @@
+"""Sweeps whose jobs run in processes of their own, through Hydra's launchers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+from commands import SEARCH, read_json, start
+
+from src.runs import devices
+
+SWEEP = ["-m", "src.search", "--multirun", *SEARCH, "callbacks=none"]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "settings"),
+    [
+        ("hydra_plugins.hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]),
+    ],
+)
+def test_a_refused_job_does_not_cost_the_other(plugin: str, settings: list[str], tmp_path: Path) -> None:
+    pytest.importorskip(plugin)
+    done = start(*SWEEP, *settings, "data.batch_size=0,96", f"folder={tmp_path}")
+    assert done.code == 2, done
+    refused, ok = (read_json(tmp_path / str(job) / "result.json") for job in range(2))
+    assert (refused["status"], ok["status"]) == ("failed", "ok")
+    assert "data.batch_size=0" in refused["error"]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="GPUs are told apart by flock, which Windows does not have")
+def test_jobs_side_by_side_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert devices.own_gpu(2) == 0
+    assert devices.own_gpu(2) == 0  # this process's next job
+    (other,) = tmp_path.glob("darts-gpu-*-0.lock")
+    with open(str(other).replace("-0.lock", "-1.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert devices.own_gpu(2) == 0
+        monkeypatch.setattr(devices, "_gpu_lock", None)  # as in another process
+        with pytest.raises(ValueError, match="all 2 GPUs have a job of a sweep"):
+            devices.own_gpu(2)
+    assert devices.own_gpu(2) == 1

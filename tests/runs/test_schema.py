@@ -1,0 +1,256 @@
+"""What the commands can be told: values and types, messages, and the files in conf/."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from src.runs.launch import CONF, launch
+from src.runs.schema import LARGEST_SEED, check, register_schemas
+from src.spaces.cnn.genotypes import CANDIDATES
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+DEBUGS = sorted(path.stem for path in (CONF / "debug").glob("*.yaml"))
+
+
+def composed(command: str, *overrides: str) -> DictConfig:
+    """Return the config of a command line, values not validated."""
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(command, list(overrides))
+
+
+def refusal(command: str, *overrides: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the line that the launcher refuses `overrides` with, before any job."""
+
+    def job(config: DictConfig, folder: Path) -> None:
+        raise AssertionError(f"a job was begun in {folder}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [command, f"folder={folder / 'run'}", *overrides])
+        patch.setenv("HYDRA_FULL_ERROR", "0")
+        assert launch(command, job) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert not any(folder.iterdir())
+    return err
+
+
+class TestRecipe:
+    """The defaults are section 3.1 and appendix A.1 of arXiv 1806.09055, as its code has them."""
+
+    def test_search(self) -> None:
+        config = composed("search")
+        assert (config.order, config.epochs, config.hypergradient.order) == (1, 50, 1)
+        assert config.space == {
+            "_target_": "src.spaces.cnn.cells.Supernet",
+            "impl": "fused",
+            "channels": 16,
+            "cells": 8,
+            "nodes": 4,
+            "stem_multiplier": 3,
+            "candidates": [
+                "none",
+                "max_pool_3x3",
+                "avg_pool_3x3",
+                "skip_connect",
+                "sep_conv_3x3",
+                "sep_conv_5x5",
+                "dil_conv_3x3",
+                "dil_conv_5x5",
+            ],
+        }
+        assert tuple(config.space.candidates) == CANDIDATES
+        assert config.data == {
+            "source": {"_target_": "src.data.sources.Cifar10", "root": "data/cifar10"},
+            "batch_size": 64,
+            "arch_fraction": 0.5,
+            "crop_padding": 4,
+            "flip": True,
+        }
+        assert config.optimizer == {
+            "weights": {
+                "_target_": "torch.optim.SGD",
+                "_partial_": True,
+                "lr": 0.025,
+                "momentum": 0.9,
+                "weight_decay": 3e-4,
+                "fused": True,
+            },
+            "schedule": {
+                "_target_": "torch.optim.lr_scheduler.CosineAnnealingLR",
+                "_partial_": True,
+                "T_max": 50,
+                "eta_min": 0.001,
+            },
+            "alphas": {
+                "_target_": "torch.optim.Adam",
+                "_partial_": True,
+                "lr": 3e-4,
+                "betas": [0.5, 0.999],
+                "weight_decay": 1e-3,
+                "fused": True,
+            },
+            "gradient_clip": 5.0,
+        }
+
+    def test_retrain(self) -> None:
+        config = composed("retrain", "genotype=DARTS_V2")
+        assert config.epochs == config.trainer.max_epochs == 600
+        assert config.space == {
+            "_target_": "src.spaces.cnn.network.Network",
+            "impl": "fused",
+            "channels": 36,
+            "cells": 20,
+            "stem_multiplier": 3,
+            "auxiliary": True,
+            "auxiliary_weight": 0.4,
+            "drop_path": 0.2,
+        }
+        assert config.data == {
+            "source": {"_target_": "src.data.sources.Cifar10", "root": "data/cifar10"},
+            "batch_size": 96,
+            "crop_padding": 4,
+            "flip": True,
+            "cutout": None,  # half of the image's side, 16 for CIFAR-10
+        }
+        assert config.optimizer == {
+            "weights": {
+                "_target_": "torch.optim.SGD",
+                "_partial_": True,
+                "lr": 0.025,
+                "momentum": 0.9,
+                "weight_decay": 3e-4,
+                "fused": True,
+            },
+            "schedule": {
+                "_target_": "torch.optim.lr_scheduler.CosineAnnealingLR",
+                "_partial_": True,
+                "T_max": 600,
+                "eta_min": 0.0,
+            },
+            "gradient_clip": 5.0,
+        }
+
+
+class TestFiles:
+    @pytest.mark.parametrize("name", EXPERIMENTS)
+    def test_experiment_composes_with_the_command_in_its_header(self, name: str) -> None:
+        text = (CONF / "experiment" / f"{name}.yaml").read_text()
+        match = re.search(r"^#   python -m src\.(search|retrain) (.*)$", text, flags=re.MULTILINE)
+        assert match, "an experiment's header gives the command that runs it"
+        command, overrides = match[1], match[2].split()
+        assert overrides[0] == f"experiment={name}"
+        config = composed(command, *overrides)
+        check(command, config)
+        assert not OmegaConf.missing_keys(config)
+
+    @pytest.mark.parametrize("name", EXPERIMENTS)
+    def test_experiment_has_the_last_word_but_for_the_command_line(self, name: str) -> None:
+        command = "retrain" if name.startswith("darts_v") or "retrain" in name else "search"
+        own = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
+        assert isinstance(own, DictConfig)
+        own.pop("defaults", None)
+        config = composed(command, f"experiment={name}")
+        assert OmegaConf.merge(config, own) == config
+        assert composed(command, f"experiment={name}", "epochs=7").trainer.max_epochs == 7
+
+    @pytest.mark.parametrize("name", DEBUGS)
+    @pytest.mark.parametrize("command", ["search", "retrain"])
+    def test_debug_goes_over_an_experiment(self, command: str, name: str) -> None:
+        experiment = {"search": "demo", "retrain": "demo_retrain"}[command]
+        own = OmegaConf.load(CONF / "debug" / f"{name}.yaml")
+        config = composed(command, f"experiment={experiment}", f"debug={name}")
+        assert OmegaConf.merge(config, own) == config
+
+    @pytest.mark.parametrize("group", ["data", "trainer", "logger", "callbacks"])
+    @pytest.mark.parametrize("command", ["search", "retrain"])
+    def test_every_option_of_a_group_composes(self, command: str, group: str) -> None:
+        for path in (CONF / group).glob("*.yaml"):
+            check(command, composed(command, f"{group}={path.stem}"))
+
+    def test_every_hypergradient_composes_with_an_order(self) -> None:
+        for path in (CONF / "hypergradient").glob("*.yaml"):
+            check("search", composed("search", f"hypergradient={path.stem}", "order=2"))
+
+
+class TestCheck:
+    @pytest.mark.parametrize("order", [1, 2])
+    @pytest.mark.parametrize("seed", [0, LARGEST_SEED])
+    def test_edges_of_what_is_allowed(self, order: int, seed: int) -> None:
+        check("search", composed("search", f"order={order}", f"seed={seed}", "epochs=1"))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"order": 0}, "order=0, allowed are 1 (first order) and 2 (unrolled)"),
+            ({"seed": LARGEST_SEED + 1}, "seed=4294967296, allowed are 0 to 4294967295"),
+            ({"epochs": 0}, "epochs=0, allowed are 1 and more"),
+        ],
+    )
+    def test_a_value_that_no_run_can_use(self, change: dict[str, Any], message: str) -> None:
+        config = OmegaConf.merge(composed("search"), change)
+        assert isinstance(config, DictConfig)
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            check("search", config)
+
+    def test_an_added_key(self) -> None:
+        config = composed("retrain", "genotype=DARTS_V1", "+epoch=3")
+        with pytest.raises(ValueError, match=r"^unknown key 'epoch', did you mean 'epochs'\? \(allowed: genotype, "):
+            check("retrain", config)
+
+
+class TestMessages:
+    @pytest.mark.parametrize(
+        ("typed", "key", "given"),
+        [
+            ("epochs=ten", "epochs", "'ten'"),
+            ("seed=1.5", "seed", "'1.5'"),
+            ("order=null", "order", "not Optional"),
+            ("data.batch_size=many", "data.batch_size", "'many'"),
+            ("data.arch_fraction=half", "data.arch_fraction", "'half'"),
+            ("data.flip=often", "data.flip", "'often'"),
+            ("space.channels=wide", "space.channels", "'wide'"),
+            ("optimizer.gradient_clip=none", "optimizer.gradient_clip", "'none'"),
+        ],
+    )
+    def test_a_wrong_type_names_its_key(
+        self, typed: str, key: str, given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        line = refusal("search", typed, folder=tmp_path, capsys=capsys)
+        assert line.startswith(f"error: {key}: ")
+        assert given in line
+
+    @pytest.mark.parametrize(
+        ("typed", "hint"),
+        [
+            ("sed=1", "unknown key 'sed', did you mean 'seed'? (allowed: order, seed, "),
+            ("experimnt=demo", "unknown key 'experimnt', did you mean 'experiment'?"),
+            ("data.batchsize=8", "unknown key 'batchsize', did you mean 'batch_size'? (allowed: source, batch_size,"),
+            ("optimizer.alpha.lr=1", "unknown key 'alpha', did you mean 'alphas'?"),
+            ("optimizer.alphas.lrr=1", "unknown key 'lrr', did you mean 'lr'?"),
+            (
+                "trainer=gpus",
+                "unknown trainer option 'gpus', did you mean 'gpu'? (allowed: auto, cpu, ddp, ddp_cpu, gpu)",
+            ),
+            ("logger=tensorbord", "did you mean 'tensorboard'?"),
+            ("debug=overfitt", "did you mean 'overfit'? (allowed: fdr, overfit, profiler)"),
+            ("hypergradient=onesided", "did you mean 'one_sided'?"),
+        ],
+    )
+    def test_a_mistyped_name_gets_the_nearest(
+        self, typed: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert hint in refusal("search", typed, folder=tmp_path, capsys=capsys)
+
+    def test_schemas_are_no_options(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        line = refusal("search", "space=dart", folder=tmp_path, capsys=capsys)
+        assert "did you mean 'darts'?" in line
+        assert "schema" not in line

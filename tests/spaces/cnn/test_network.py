@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from src.runs.build import count_macs, count_params
+from src.spaces.cnn.genotypes import NAMED_GENOTYPES
+from src.spaces.cnn.network import AuxiliaryHead, Network, drop_path
+
+
+def network(name: str = "DARTS_V2", **changes) -> Network:
+    settings = {"input_shape": (3, 32, 32), "num_classes": 10}
+    return Network(NAMED_GENOTYPES[name].to_architecture(), **{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "with_head", "macs"),
+    [("DARTS_V1", 3_169_414, 3_645_840, 500_987_520), ("DARTS_V2", 3_349_342, 3_825_768, 528_359_040)],
+)
+def test_size_equals_the_official_code(name: str, without: int, with_head: int, macs: int) -> None:
+    plain = network(name, auxiliary=False)
+    assert count_params(plain) == without
+    assert count_macs(plain, (3, 32, 32)) == macs
+    headed = network(name)
+    assert count_params(headed) == with_head
+    assert count_macs(headed, (3, 32, 32)) == macs  # the head is not there when the network is used
+
+
+@pytest.mark.parametrize("side", [5, 8, 16, 28, 33])
+def test_small_images_have_an_auxiliary_head_too(side: int) -> None:
+    net = network(input_shape=(1, side, side), num_classes=4, channels=4, cells=6).train()
+    logits, auxiliary = net(torch.randn(2, 1, side, side))
+    assert logits.shape == (2, 4)
+    assert auxiliary is not None
+    assert auxiliary.shape == (2, 4)
+    assert net.eval()(torch.randn(2, 1, side, side))[1] is None
+
+
+def test_images_too_small_for_the_head_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"space\.auxiliary=false"):
+        network(input_shape=(1, 4, 4), channels=4, cells=6)
+    assert network(input_shape=(1, 4, 4), channels=4, cells=6, auxiliary=False)(torch.randn(2, 1, 4, 4))[1] is None
+
+
+@pytest.mark.parametrize(("side", "kernel", "stride"), [(8, 5, 3), (7, 5, 2)])
+def test_the_papers_heads(side: int, kernel: int, stride: int) -> None:
+    pool = AuxiliaryHead(4, 10, side=side).features[1]
+    assert isinstance(pool, nn.AvgPool2d)
+    assert (pool.kernel_size, pool.stride) == (kernel, stride)
+
+
+@pytest.mark.parametrize("side", range(2, 40))
+def test_the_heads_pool_leaves_two_by_two(side: int) -> None:
+    pool = AuxiliaryHead(1, 2, side=side).features[1]
+    assert pool(torch.zeros(1, 1, side, side)).shape == (1, 1, 2, 2)
+
+
+def test_batch_norms_have_parameters_and_pools_none() -> None:
+    net = network(channels=4, cells=6)
+    assert all(module.affine for module in net.modules() if isinstance(module, nn.BatchNorm2d))
+    pools = [m for m in net.modules() if type(m).__name__ == "Pool"]
+    assert pools
+    assert all(isinstance(pool.norm, nn.Identity) for pool in pools)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(4000, 2, 3, 3)
+    dropped = drop_path(x, 0.3)
+    per_sample = dropped.flatten(1)
+    assert torch.equal(per_sample.min(1).values, per_sample.max(1).values)
+    assert per_sample[:, 0].unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert float((per_sample[:, 0] == 0).float().mean()) == pytest.approx(0.3, abs=0.03)
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_identity_is_never_dropped(monkeypatch) -> None:
+    seen: list[nn.Module] = []
+    net = network(channels=2, cells=3).train()
+    for module in net.modules():
+        if type(module).__name__ in ("Identity", "SeparableConv", "DilatedConv", "FactorizedReduce", "Pool"):
+            module.register_forward_hook(lambda m, _, output: seen.append(m))
+    calls = []
+    monkeypatch.setattr("src.spaces.cnn.network.drop_path", lambda x, p: calls.append(p) or x)
+    net.drop_path = 0.2
+    net(torch.randn(2, 3, 32, 32))
+    edges = [op for cell in net.cells for node in cell.get_submodule("nodes").children() for op in node.children()]
+    identities = sum(isinstance(op, nn.Identity) for op in edges)
+    assert identities > 0
+    assert len(calls) == len(edges) - identities
+    assert set(calls) == {0.2}
+    calls.clear()
+    net.eval()(torch.randn(2, 3, 32, 32))
+    assert calls == []

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.common.errors import shorten
+from src.common.errors import ConfigError, shorten
 from src.common.files import write_whole
 from src.reports.page import UNKNOWN, data_name, duration, genotype_name, millions, render_page
 from src.runs.folder import RunFolder
@@ -33,10 +33,10 @@ def write_report(folder: Path) -> Path:
     """Write `report.html` into a run's folder and return its path; files that cannot be read are named on the page.
 
     Raises:
-        ValueError: `folder` is not that of a run.
+        ConfigError: `folder` is not that of a run.
     """
     if not is_run(folder):
-        raise ValueError(f"{folder} is not a run folder: it has neither result.json nor metrics.csv")
+        raise ConfigError(f"{folder} is not a run folder: it has neither result.json nor metrics.csv")
     return _write(read_run(folder))
 
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from src.bilevel.hypergradient import Exact
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
+from src.common.errors import ConfigError
 from src.data.modules import SearchData
 from src.report import write_report
 from src.runs.build import build_data, build_network, build_trainer, check_optimizers, count_macs, count_params
@@ -35,7 +36,7 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
     L.seed_everything(config.seed, verbose=False)
     hypergradient = instantiate(config.hypergradient)
     if hypergradient.order != config.order:
-        raise ValueError(
+        raise ConfigError(
             f"order={config.order} with hypergradient {type(hypergradient).__name__}, which is of order "
             f"{hypergradient.order}; allowed are hypergradient=auto or one of the same order"
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.common.errors import shorten, unknown
+from src.common.errors import ConfigError, shorten, unknown
 from src.common.files import write_whole
 
 MAX_FILE_BYTES = 1 << 20
@@ -65,16 +65,16 @@ class Architecture:
         Answers may be names (also NNI's), indices, a list of either, or a multi-hot list of booleans or floats.
 
         Raises:
-            ValueError: `raw` is not an architecture of this space; the message names the key and what is allowed.
+            ConfigError: `raw` is not an architecture of this space; the message names the key and what is allowed.
         """
         if not isinstance(raw, dict):
-            raise ValueError(f"an architecture is a JSON object of one answer a choice, not a {type(raw).__name__}")
+            raise ConfigError(f"an architecture is a JSON object of one answer a choice, not a {type(raw).__name__}")
         for key in raw:
             if key not in spec:
                 raise unknown("choice", key, spec)
         missing = [key for key in spec if key not in raw]
         if missing:
-            raise ValueError(f"no answer for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}")
+            raise ConfigError(f"no answer for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}")
 
         kept: set[str] = set()
         dropped: set[str] = set()
@@ -83,7 +83,7 @@ class Architecture:
             if isinstance(rule, InputSpec):
                 chosen = _select(key, raw[key], rule.inputs)
                 if len(chosen) != rule.n_chosen:
-                    raise ValueError(
+                    raise ConfigError(
                         f"{key} names {len(chosen)} inputs, allowed are {rule.n_chosen} of {', '.join(rule.inputs)}"
                     )
                 choices[key] = chosen
@@ -97,7 +97,7 @@ class Architecture:
                 elif len(chosen) == 1:
                     choices[key] = chosen[0]
                 else:
-                    raise ValueError(
+                    raise ConfigError(
                         f"{key} names {len(chosen)} operations, allowed is exactly one of {', '.join(rule.candidates)}"
                     )
         return cls({key: choices[key] for key in spec})
@@ -119,21 +119,21 @@ def load_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in an architecture file; nothing in the file is executed and its size is bounded.
 
     Raises:
-        ValueError: there is no such file, it is too large, or it does not hold a JSON object.
+        ConfigError: there is no such file, it is too large, or it does not hold a JSON object.
     """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"cannot read genotype file {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read genotype file {path}: {error.strerror}") from None
     if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"genotype file {path} is larger than {MAX_FILE_BYTES} bytes, no architecture is")
+        raise ConfigError(f"genotype file {path} is larger than {MAX_FILE_BYTES} bytes, no architecture is")
     try:
         raw = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"genotype file {path} is not valid JSON, truncated perhaps ({shorten(error)})") from None
+        raise ConfigError(f"genotype file {path} is not valid JSON, truncated perhaps ({shorten(error)})") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"genotype file {path} holds a JSON {type(raw).__name__}, an architecture is an object")
+        raise ConfigError(f"genotype file {path} holds a JSON {type(raw).__name__}, an architecture is an object")
     return raw
 
 
@@ -142,14 +142,14 @@ def _select(key: str, answer: object, options: tuple[str, ...]) -> tuple[str, ..
     items = answer if isinstance(answer, list) else [answer]
     if items and (_all_are(bool, items) or _all_are(float, items)):
         if len(items) != len(options) or any(item not in (0, 1) for item in items):
-            raise ValueError(
+            raise ConfigError(
                 f"{key} holds a multi-hot list {shorten(items)}, allowed are {len(options)} values of 0 or 1"
             )
         chosen = [option for option, item in zip(options, items, strict=True) if item]
     else:
         chosen = [_option(key, item, options) for item in items]
     if len(set(chosen)) != len(chosen):
-        raise ValueError(f"{key} names the same option twice: {shorten(', '.join(chosen))}")
+        raise ConfigError(f"{key} names the same option twice: {shorten(', '.join(chosen))}")
     return tuple(option for option in options if option in chosen)
 
 
@@ -165,6 +165,6 @@ def _option(key: str, item: object, options: tuple[str, ...]) -> str:
         return name
     if isinstance(item, int) and not isinstance(item, bool):
         if not 0 <= item < len(options):
-            raise ValueError(f"{key} holds the index {shorten(item)}, allowed are 0 to {len(options) - 1}")
+            raise ConfigError(f"{key} holds the index {shorten(item)}, allowed are 0 to {len(options) - 1}")
         return options[item]
-    raise ValueError(f"{key} holds {shorten(item)!r}, allowed are a name, an index or a list of {', '.join(options)}")
+    raise ConfigError(f"{key} holds {shorten(item)!r}, allowed are a name, an index or a list of {', '.join(options)}")

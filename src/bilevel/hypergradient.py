@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from src.bilevel.unroll import Tensors, VirtualStep
+from src.common.errors import ConfigError
 
 Loss = Callable[[Tensors, Tensors], Tensor]  # (weights, alphas) -> scalar
 
@@ -224,4 +225,4 @@ def _combine(direct: Tensors, mixed: Tensors, lr: float, loss: Tensor) -> AlphaG
 
 def _check_epsilon(epsilon: float) -> None:
     if not 0 < epsilon < float("inf"):
-        raise ValueError(f"hypergradient.epsilon={epsilon}, allowed are numbers above 0")
+        raise ConfigError(f"hypergradient.epsilon={epsilon}, allowed are numbers above 0")

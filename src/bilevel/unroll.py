@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from src.common.errors import ConfigError
+
 Tensors = dict[str, Tensor]
 
 
@@ -29,7 +31,7 @@ class VirtualStep:
         """Return the step that `optimizer` would take now, at its current learning rate, before any clipping.
 
         Raises:
-            ValueError: the optimiser is not plain SGD over one group of parameters.
+            ConfigError: the optimiser is not plain SGD over one group of parameters.
         """
         check_unrollable(optimizer)
         group = optimizer.param_groups[0]
@@ -56,11 +58,11 @@ class VirtualStep:
 
 
 def check_unrollable(optimizer: torch.optim.Optimizer) -> None:
-    """Raise a `ValueError` unless the virtual step can say exactly what `optimizer` does."""
+    """Raise a `ConfigError` unless the virtual step can say exactly what `optimizer` does."""
     groups = optimizer.param_groups
     plain = isinstance(optimizer, torch.optim.SGD) and len(groups) == 1
     if not plain or groups[0]["nesterov"] or groups[0]["dampening"] or groups[0]["maximize"]:
-        raise ValueError(
+        raise ConfigError(
             "order=2 unrolls the weight optimiser, allowed is torch.optim.SGD with one group of parameters "
             f"and without nesterov, dampening or maximize, not {type(optimizer).__name__} as configured"
         )

@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from src.common import processes
-from src.common.errors import Interrupted
+from src.common.errors import ConfigError, Interrupted
 from src.runs.folder import RunFolder
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -33,7 +33,7 @@ class Checkpoints(Checkpoint):
 
     def __init__(self, folder: Path, minutes: float | None) -> None:
         if minutes is not None and not minutes >= 0:
-            raise ValueError(f"checkpoint_minutes={minutes}, allowed are numbers from 0 (every step), or null")
+            raise ConfigError(f"checkpoint_minutes={minutes}, allowed are numbers from 0 (every step), or null")
         self.path = RunFolder(folder).last
         self.minutes = minutes
         self.seconds_before = 0.0  # spent on the run before this process

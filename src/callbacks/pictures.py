@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from src.common.errors import ConfigError
 from src.reports.cells import cell_figure, to_array
 from src.spaces.cnn.genotypes import KINDS, Genotype, is_cell_architecture
 from src.training.search import SearchModule
@@ -15,7 +16,7 @@ class CellPictures(L.Callback):
 
     def __init__(self, every_n_epochs: int = 1) -> None:
         if every_n_epochs < 1:
-            raise ValueError(f"callbacks.pictures.every_n_epochs={every_n_epochs}, allowed are 1 and more")
+            raise ConfigError(f"callbacks.pictures.every_n_epochs={every_n_epochs}, allowed are 1 and more")
         self.every_n_epochs = every_n_epochs
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

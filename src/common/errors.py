@@ -6,12 +6,39 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def unknown(what: str, given: object, allowed: Iterable[str]) -> ValueError:
-    """Return a one-line `ValueError` for a name that is not one of `allowed`, with the nearest allowed one."""
+class ConfigError(ValueError):
+    """Something that its user can put right, said in one line.
+
+    The commands print it without a traceback. Every other exception, a plain `ValueError` too, is a mistake in code and
+    keeps its traceback.
+
+    Attributes:
+        argument: the name of the argument that the message begins with, if it begins with one. What is below the
+            commands knows its arguments, not the keys of a config: `within` puts the key before the name.
+    """
+
+    def __init__(self, message: str, *, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+    def within(self, key: str) -> ConfigError:
+        """Return the same error as one of the settings below `key`: `space.cells must be 3 or more, got 2`."""
+        if self.argument is None:
+            return ConfigError(f"{key}: {self}")
+        return ConfigError(f"{key}.{self}", argument=f"{key}.{self.argument}")
+
+
+def must_be(argument: str, needed: str, given: object) -> ConfigError:
+    """Return the error of an argument out of its range: `cells must be 3 or more, got 2`."""
+    return ConfigError(f"{argument} must be {needed}, got {shorten(given)}", argument=argument)
+
+
+def unknown(what: str, given: object, allowed: Iterable[str]) -> ConfigError:
+    """Return the error of a name that is not one of `allowed`, with the nearest allowed one."""
     names = list(allowed)
     nearest = get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f", did you mean {nearest[0]!r}?" if nearest else ""
-    return ValueError(f"unknown {what} {shorten(given)!r}{hint} (allowed: {', '.join(names) or 'none'})")
+    return ConfigError(f"unknown {what} {shorten(given)!r}{hint} (allowed: {', '.join(names) or 'none'})")
 
 
 def shorten(value: object, limit: int = 60) -> str:

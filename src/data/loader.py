@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.common.errors import ConfigError
 from src.common.seeding import derive_seed
 from src.data.images import Images
 
@@ -40,7 +41,7 @@ class TrainLoader:
         world_size: number of processes.
 
     Raises:
-        ValueError: a set is smaller than one batch of all processes together.
+        ConfigError: a set is smaller than one batch of all processes together.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class TrainLoader:
         for name, images in images_by_name.items():
             if len(images) < batch_size * world_size:
                 processes = f" on each of {world_size} processes" if world_size > 1 else ""
-                raise ValueError(
+                raise ConfigError(
                     f"data.batch_size={batch_size}{processes} is more than the {len(images)} images of {name!r}, "
                     f"allowed is at most {len(images) // world_size}"
                 )
@@ -118,12 +119,12 @@ class EvalLoader:
     hold two images where `batch_size` is 1 and the images do not divide among the ranks.)
 
     Raises:
-        ValueError: there are fewer images than processes.
+        ConfigError: there are fewer images than processes.
     """
 
     def __init__(self, images: Images, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if len(images) < world_size:
-            raise ValueError(
+            raise ConfigError(
                 f"{len(images)} images cannot be shared among {world_size} processes, allowed is an image or more for each"
             )
         self._images = images

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from src.common.errors import ConfigError
 from src.data.augment import Augmentation
 from src.data.images import Images
 from src.data.loader import Batch, EvalLoader, TrainLoader
@@ -27,9 +28,9 @@ class ImageData(L.LightningDataModule):
     def __init__(self, source: Source, *, batch_size: int, crop_padding: int, flip: bool, seed: int) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"data.batch_size={batch_size}, allowed are 1 and more")
+            raise ConfigError(f"data.batch_size={batch_size}, allowed are 1 and more")
         if crop_padding < 0:
-            raise ValueError(f"data.crop_padding={crop_padding}, allowed are 0 and more")
+            raise ConfigError(f"data.crop_padding={crop_padding}, allowed are 0 and more")
         self.source = source
         self.batch_size = batch_size
         self.crop_padding = crop_padding
@@ -52,7 +53,7 @@ class ImageData(L.LightningDataModule):
         self.classes, self.input_shape = train.classes, train.shape
         side = min(train.shape[1:])
         if self.crop_padding >= side:
-            raise ValueError(
+            raise ConfigError(
                 f"data.crop_padding={self.crop_padding} for images with a side of {side}, allowed are 0 to {side - 1}"
             )
         mean, std = train.statistics()
@@ -74,12 +75,12 @@ class ImageData(L.LightningDataModule):
 
     def _check_like_train(self, images: Images, split: str) -> None:
         if images.classes != self.classes:
-            raise ValueError(
+            raise ConfigError(
                 f"the {split} split has the classes {', '.join(images.classes)}, "
                 f"allowed are those of the train split: {', '.join(self.classes)}"
             )
         if images.shape != self.input_shape:
-            raise ValueError(
+            raise ConfigError(
                 f"the {split} split has images of shape {images.shape} (channels, height, width), "
                 f"allowed is that of the train split: {self.input_shape}"
             )
@@ -147,7 +148,7 @@ class SearchData(ImageData):
         seed: of the run: of the split, the order and the augmentation.
 
     Raises:
-        ValueError: an argument is out of its range; the message names the config key.
+        ConfigError: an argument is out of its range; the message names the config key.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class RetrainData(ImageData):
         seed: of the run: of the order and the augmentation.
 
     Raises:
-        ValueError: an argument is out of its range; the message names the config key.
+        ConfigError: an argument is out of its range; the message names the config key.
     """
 
     def __init__(
@@ -220,7 +221,7 @@ class RetrainData(ImageData):
         if self.cutout is None:
             return side // 2
         if not 0 <= self.cutout <= side:
-            raise ValueError(
+            raise ConfigError(
                 f"data.cutout={self.cutout} for images with a side of {side}, "
                 f"allowed are 0 (none) to {side}, and null (half of the side)"
             )

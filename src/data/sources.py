@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, FashionMNIST
 from torchvision.transforms import functional as TF
 
-from src.common.errors import shorten
+from src.common.errors import ConfigError, shorten
 from src.data.images import Images
 from src.data.split import split_halves
 
@@ -45,7 +45,7 @@ class Source(ABC):
         """Read the test split."""
 
     def check_test(self) -> None:  # noqa: B027 (most sources know nothing earlier)
-        """Raise the `ValueError` that `test()` would, as far as file names tell, before a long training."""
+        """Raise the `ConfigError` that `test()` would, as far as file names tell, before a long training."""
 
 
 class _CifarTrain(CIFAR10):
@@ -111,7 +111,7 @@ def _obtain(read: Callable[[], Images], *, what: str, files: str, unpacked: Path
         return read()
     except Exception as error:  # network, disk, archive and parser each fail with kinds of their own
         reason = shorten(error, 200) or type(error).__name__
-        raise ValueError(
+        raise ConfigError(
             f"{what} could not be downloaded or read ({reason}); its files may be put there by hand: "
             f"{files}, unpacked in {unpacked}"
         ) from error
@@ -155,18 +155,18 @@ class ImageFolder(Source):
             all must have one size.
 
     Raises:
-        ValueError: a folder is missing, or (when a split is read) holds no images, one class only, other classes than
+        ConfigError: a folder is missing, or (when a split is read) holds no images, one class only, other classes than
             the train split, images of different sizes, or a file that is no readable image.
     """
 
     def __init__(self, root: str | Path, image_size: int | None = None) -> None:
         if image_size is not None and not (isinstance(image_size, int) and image_size >= 1):
-            raise ValueError(f"data.source.image_size={image_size}, allowed are null and whole numbers from 1")
+            raise ConfigError(f"data.source.image_size={image_size}, allowed are null and whole numbers from 1")
         self.root = Path(root).expanduser()
         self.image_size = image_size
         self.name = f"image_folder:{self.root.resolve().name}"
         if not self.root.is_dir():
-            raise ValueError(f"data.source.root={root} is not a folder, allowed is one that holds train/CLASS/*")
+            raise ConfigError(f"data.source.root={root} is not a folder, allowed is one that holds train/CLASS/*")
         self._folder("train")
 
     def train(self) -> Images:
@@ -182,13 +182,13 @@ class ImageFolder(Source):
         return self._read("test")
 
     def check_test(self) -> None:
-        """Raise a `ValueError` if the test folder is missing or its classes are not those of the train folder."""
+        """Raise a `ConfigError` if the test folder is missing or its classes are not those of the train folder."""
         self._files("test")
 
     def _folder(self, split: str) -> Path:
         folder = self.root / split
         if not folder.is_dir():
-            raise ValueError(f"{self.root} has no folder {split!r}, needed is {split}/CLASS/*")
+            raise ConfigError(f"{self.root} has no folder {split!r}, needed is {split}/CLASS/*")
         return folder
 
     @cached_property
@@ -197,7 +197,7 @@ class ImageFolder(Source):
         classes = _subfolders(folder)
         if len(classes) < 2:
             found = f"one class only ({classes[0]})" if classes else "no class folders"
-            raise ValueError(f"{folder} has {found}, needed are two or more folders of images")
+            raise ConfigError(f"{folder} has {found}, needed are two or more folders of images")
         return classes
 
     def _files(self, split: str) -> tuple[list[Path], list[int]]:
@@ -205,14 +205,14 @@ class ImageFolder(Source):
         folder = self._folder(split)
         for name in sorted(set(self._classes) ^ set(_subfolders(folder))):
             where = ("train", split) if name in self._classes else (split, "train")
-            raise ValueError(f"class {name!r} is in {self.root / where[0]} but not in {self.root / where[1]}")
+            raise ConfigError(f"class {name!r} is in {self.root / where[0]} but not in {self.root / where[1]}")
         paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(self._classes):
             with os.scandir(folder / name) as entries:
                 found = sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith("."))
             if not found:
-                raise ValueError(f"{folder / name} holds no images, needed is one or more for each class")
+                raise ConfigError(f"{folder / name} holds no images, needed is one or more for each class")
             paths += [folder / name / file for file in found]
             labels += [label] * len(found)
         return paths, labels
@@ -232,7 +232,7 @@ class ImageFolder(Source):
             image = self._decode(paths[index])
             if image.shape != first.shape:
                 sizes = [f"{path} is {_size(size)}" for path, size in ((paths[0], first), (paths[index], image))]
-                raise ValueError(f"{' and '.join(sizes)}; to resize all images set data.source.image_size=N")
+                raise ConfigError(f"{' and '.join(sizes)}; to resize all images set data.source.image_size=N")
             pixels[index] = image
 
         with ThreadPoolExecutor() as pool:  # PIL decodes outside of Python's lock
@@ -246,7 +246,7 @@ class ImageFolder(Source):
         try:
             with Image.open(path) as file:
                 if file.mode.startswith(("I", "F")):
-                    raise ValueError("more than 8 bits a channel")
+                    raise ConfigError("more than 8 bits a channel")
                 image: Any = file.convert(mode)
                 if self.image_size is not None:
                     image = TF.center_crop(TF.resize(image, [self.image_size]), [self.image_size])
@@ -267,10 +267,10 @@ def _mode_of(path: Path) -> str:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
+def _unreadable(path: Path, error: Exception) -> ConfigError:
     # PIL's own message for what is no image repeats the path
     reason = "" if str(path) in str(error) else f" ({shorten(error, 100)})"
-    return ValueError(f"{path} is not a readable image{reason}")
+    return ConfigError(f"{path} is not a readable image{reason}")
 
 
 def _size(image: Tensor) -> str:

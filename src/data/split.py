@@ -7,6 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
+from src.common.errors import ConfigError
 from src.common.seeding import derive_seed
 
 
@@ -25,14 +26,14 @@ def split_halves(labels: Tensor, *, arch_fraction: float, seed: int) -> tuple[Te
         Two sorted int64 tensors that together hold 0 to N - 1, each once.
 
     Raises:
-        ValueError: `arch_fraction` is outside (0, 1) or leaves a half without images.
+        ConfigError: `arch_fraction` is outside (0, 1) or leaves a half without images.
     """
     if not 0 < arch_fraction < 1:
-        raise ValueError(f"data.arch_fraction={arch_fraction}, allowed are numbers between 0 and 1, both excluded")
+        raise ConfigError(f"data.arch_fraction={arch_fraction}, allowed are numbers between 0 and 1, both excluded")
     total = int(len(labels) * arch_fraction + 0.5)
     if total in (0, len(labels)):
         half = "arch" if total == 0 else "weight"
-        raise ValueError(f"data.arch_fraction={arch_fraction} of {len(labels)} images leaves none for the {half} half")
+        raise ConfigError(f"data.arch_fraction={arch_fraction} of {len(labels)} images leaves none for the {half} half")
     counts = labels.bincount()
     wanted = counts.double() * arch_fraction
     taken = wanted.long()

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from src.architectures.architecture import Answer
+from src.common.errors import ConfigError
 from src.reports.cells import FAMILIES, cell_figure
 from src.reports.curves import (
     CELL_NAMES,
@@ -165,7 +166,7 @@ def _cells(answers: Mapping[str, Answer]) -> dict[str, Any]:
     }
     try:
         genotype = Genotype.from_architecture(parse_cells(plain))
-    except ValueError:
+    except ConfigError:
         return {}
     return {"normal": genotype.normal, "reduce": genotype.reduce}
 

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
 from torch import nn
@@ -19,18 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src.callbacks.checkpoint import Checkpoints
 from src.common.batch_norm import synchronise
-from src.common.errors import unknown
+from src.common.errors import ConfigError, unknown
 from src.fast import kernels
+from src.fast.forms import fused_form
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.devices import own_gpu
 from src.training.parallel import Averaging
 
 IMPLEMENTATIONS = ("fused", "reference")  # of space.impl
-FUSED_FORMS = {
-    "src.spaces.cnn.cells.Supernet": "src.fast.fused.FusedSupernet",
-    "src.spaces.cnn.network.Network": "src.fast.fused.FusedNetwork",
-}
-
 
 Data = TypeVar("Data", bound=L.LightningDataModule)
 
@@ -49,14 +45,15 @@ def build_network(space: dict[str, Any], *, differentiated_twice: bool = False, 
     if impl not in (None, *IMPLEMENTATIONS):
         raise unknown("form in space.impl:", impl, IMPLEMENTATIONS)
     if impl == "fused":
-        if target not in FUSED_FORMS:
+        fused = fused_form(get_object(target))
+        if fused is None:
             print(f"space.impl=fused: {target} has no fused form, its own is used", file=sys.stderr)
         elif differentiated_twice:
             print(
                 "space.impl=fused: an exact hypergradient differentiates twice, the reference is used", file=sys.stderr
             )
         else:
-            settings["_target_"] = FUSED_FORMS[target]
+            settings["_target_"] = f"{fused.__module__}.{fused.__qualname__}"
     return instantiate(settings, **arguments)
 
 
@@ -73,7 +70,7 @@ def build_trainer(
     With `trainer.sync_batchnorm`, the BatchNorms in `module` take the joined batch of all processes from now on.
 
     Raises:
-        ValueError: several processes without the strategy that averages, or in a job of a sweep.
+        ConfigError: several processes without the strategy that averages, or in a job of a sweep.
     """
     chosen = [instantiate(callback) for callback in (config.callbacks or {}).values()]
     settings = dict(config.trainer)
@@ -95,12 +92,12 @@ def build_trainer(
     )
     if trainer.world_size > 1:
         if not isinstance(trainer.strategy, Averaging):
-            raise ValueError(
+            raise ConfigError(
                 f"{trainer.world_size} processes with trainer.strategy={config.trainer.strategy}, allowed are "
                 "trainer=ddp (GPUs) and trainer=ddp_cpu, which average the gradients of a search"
             )
         if sweeps:
-            raise ValueError(
+            raise ConfigError(
                 f"a job of a sweep on {trainer.world_size} processes would start the whole sweep in each of them, "
                 "allowed is one device a job (trainer.devices=1), or one run without --multirun"
             )
@@ -108,11 +105,13 @@ def build_trainer(
 
 
 def check_optimizers(module: L.LightningModule) -> None:
-    """Raise a `ValueError` for settings that the optimisers or schedules do not take, before anything is written."""
+    """Raise a `ConfigError` for settings that the optimisers or schedules do not take, before anything is written."""
     try:
         module.configure_optimizers()
-    except TypeError as error:
-        raise ValueError(
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:  # torch's own words for a key, or a value, that it does not take
+        raise ConfigError(
             f"optimizer.weights, optimizer.schedule or optimizer.alphas does not fit its _target_: {error}"
         ) from error
 

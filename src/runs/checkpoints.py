@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor, nn
 
-from src.common.errors import shorten
+from src.common.errors import ConfigError, shorten
 from src.common.files import write_whole
 from src.runs.folder import RunFolder
 from src.training.module import CHECKPOINT_FORMAT
@@ -63,7 +63,7 @@ def load(path: Path, *, largest: int | None = None) -> dict[str, Any]:
         largest: bytes that it may hold, packed or unpacked; None is no bound.
 
     Raises:
-        ValueError: the file cannot be read, is damaged, too large, or no checkpoint of this code.
+        ConfigError: the file cannot be read, is damaged, too large, or no checkpoint of this code.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -72,21 +72,21 @@ def load(path: Path, *, largest: int | None = None) -> dict[str, Any]:
             damaged = None if too_large else archive.testzip()
         checkpoint = None if too_large or damaged else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ValueError(f"there is no checkpoint {path}") from None
+        raise ConfigError(f"there is no checkpoint {path}") from None
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for files that are none of theirs
-        raise ValueError(f"checkpoint {path} is damaged or no checkpoint ({shorten(error, 100)})") from None
+        raise ConfigError(f"checkpoint {path} is damaged or no checkpoint ({shorten(error, 100)})") from None
     if too_large:
-        raise ValueError(f"checkpoint {path} holds {held} bytes, allowed are {largest} for this run")
+        raise ConfigError(f"checkpoint {path} holds {held} bytes, allowed are {largest} for this run")
     if damaged:
-        raise ValueError(f"checkpoint {path} is damaged: {shorten(damaged)} fails its checksum")
+        raise ConfigError(f"checkpoint {path} is damaged: {shorten(damaged)} fails its checksum")
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
         found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
-        raise ValueError(
+        raise ConfigError(
             f"checkpoint {path} has the format {shorten(found)}, this version reads the format {CHECKPOINT_FORMAT}"
         )
     for name, kind in PARTS.items():
         if not isinstance(checkpoint.get(name), kind):
-            raise ValueError(f"checkpoint {path} holds no {kind.__name__} {name!r}, it is none of this code's")
+            raise ConfigError(f"checkpoint {path} holds no {kind.__name__} {name!r}, it is none of this code's")
     return checkpoint
 
 
@@ -96,7 +96,7 @@ def newest(folder: RunFolder, module: nn.Module) -> tuple[Path, dict[str, Any]] 
     A damaged one is reported on stderr, and the one before it is used.
 
     Raises:
-        ValueError: no checkpoint there is whole, or it is of another network than `module`.
+        ConfigError: no checkpoint there is whole, or it is of another network than `module`.
     """
     paths = [path for path in (folder.last, folder.previous) if path.exists()]
     parameters = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
@@ -105,7 +105,7 @@ def newest(folder: RunFolder, module: nn.Module) -> tuple[Path, dict[str, Any]] 
         try:
             # Weights, momentum and two of Adam's; the rest is small.
             checkpoint = load(path, largest=4 * parameters + (64 << 20))
-        except ValueError as error:
+        except ConfigError as error:
             damage.append(str(error))
             continue
         _check_fits(path, checkpoint["state_dict"], module.state_dict())
@@ -113,19 +113,19 @@ def newest(folder: RunFolder, module: nn.Module) -> tuple[Path, dict[str, Any]] 
             print(f"{damage[0]}; going on from {path.name}", file=sys.stderr)
         return path, checkpoint
     if damage:
-        raise ValueError("; ".join(damage))
+        raise ConfigError("; ".join(damage))
     return None
 
 
 def _check_fits(path: Path, saved: Mapping[Any, Any], own: Mapping[str, Tensor]) -> None:
-    """Raise a `ValueError` that names the first difference."""
+    """Raise a `ConfigError` that names the first difference."""
     for name in [*own, *saved]:
         ours, theirs = own.get(name), saved.get(name)
         if ours is None or theirs is None:
             what = "does not have" if theirs is None else "has"
-            raise ValueError(f"checkpoint {path} is of another network: it {what} {shorten(name)!r}")
+            raise ConfigError(f"checkpoint {path} is of another network: it {what} {shorten(name)!r}")
         if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
             shape = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
-            raise ValueError(
+            raise ConfigError(
                 f"checkpoint {path} is of another network: {name!r} is {shape} there, {tuple(ours.shape)} here"
             )

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from src.callbacks.checkpoint import Checkpoints
-from src.common.errors import Diverged, Interrupted
+from src.common.errors import ConfigError, Diverged, Interrupted
 from src.common.files import lock_file, write_whole
 from src.runs.checkpoints import newest
 from src.runs.folder import RunFolder
@@ -55,7 +55,7 @@ def claim(folder: Path, config: DictConfig, record: Record, trainer: L.Trainer, 
     """Make a folder this run's own by locking it and writing `config.yaml` into it, or take up the run in it.
 
     Raises:
-        ValueError: another process is at it; or it already holds a run, and `config.resume` does not ask to go on with
+        ConfigError: another process is at it; or it already holds a run, and `config.resume` does not ask to go on with
             it; or it does, and there is nothing to go on from, or nothing left to do.
     """
     run, files = Run(folder, config, record, trainer), RunFolder(folder)
@@ -63,12 +63,12 @@ def claim(folder: Path, config: DictConfig, record: Record, trainer: L.Trainer, 
         folder.mkdir(parents=True, exist_ok=True)
         run.lock = lock_file(files.lock)
         if run.lock is None:
-            raise ValueError(f"{folder} is in use by another process, allowed is a folder of its own (folder=...)")
+            raise ConfigError(f"{folder} is in use by another process, allowed is a folder of its own (folder=...)")
     try:
         if config.resume is None:
             for path, what in ((files.result, "a finished run"), (files.config, "a run that was begun")):
                 if run.is_first and path.exists():
-                    raise ValueError(
+                    raise ConfigError(
                         f"{folder} already holds {what} ({path.name}), allowed are a folder without one (folder=...) and "
                         f"resume={folder}"
                     )
@@ -91,12 +91,12 @@ def claim(folder: Path, config: DictConfig, record: Record, trainer: L.Trainer, 
 def _check_can_go_on(folder: Path, checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
     begun_by = len(checkpoint["epoch_sums"])
     if begun_by not in (0, trainer.world_size):
-        raise ValueError(
+        raise ConfigError(
             f"the checkpoint in {folder} was written within an epoch by {begun_by} process(es), not {trainer.world_size}, "
             f"allowed are as many to go on (trainer.devices={begun_by})"
         )
     if status_of(folder) == "ok" and trainer.max_epochs is not None and checkpoint["epoch"] + 1 >= trainer.max_epochs:
-        raise ValueError(
+        raise ConfigError(
             f"{folder} has finished its {trainer.max_epochs} epochs, allowed is epochs={trainer.max_epochs + 1} or more"
         )
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from src.common.errors import ConfigError
 from src.common.files import lock_file
 
 _gpu_lock: int | None = None
@@ -16,7 +17,7 @@ def own_gpu(count: int) -> int:
     or asks again.
 
     Raises:
-        ValueError: all `count` GPUs are taken.
+        ConfigError: all `count` GPUs are taken.
     """
     global _gpu_lock  # noqa: PLW0603
     if _gpu_lock is not None:
@@ -27,6 +28,6 @@ def own_gpu(count: int) -> int:
         _gpu_lock = lock_file(Path(tempfile.gettempdir()) / f"darts-gpu-{user}-{index}.lock")
         if _gpu_lock is not None:
             return index
-    raise ValueError(
+    raise ConfigError(
         f"all {count} GPUs have a job of a sweep, allowed are as many jobs at once (hydra.launcher.n_jobs={count})"
     )

@@ -23,7 +23,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from src.common.errors import unknown
+from src.common.errors import ConfigError, unknown
 from src.runs.claim import RunFailed
 from src.runs.folder import RunFolder
 from src.runs.record import own_loggers, record_refusal, status_of
@@ -45,14 +45,14 @@ def mistakes() -> Iterator[None]:
         yield
     except InstantiationException as error:
         cause = error.__cause__
-        own = isinstance(cause, ValueError | MisconfigurationException)
+        own = isinstance(cause, ConfigError | MisconfigurationException)
         text = _one_line(cause if own else error).replace(
             ", set env var HYDRA_FULL_ERROR=1 to see chained exception.", ","
         )
         raise UserError(text) from error
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} is not set, give it as {error.full_key}=...") from error
-    except (ValueError, MisconfigurationException, OmegaConfBaseException) as error:
+    except (ConfigError, MisconfigurationException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error)) from error
 
 
@@ -110,7 +110,7 @@ def launch(command: str, job: Callable[[DictConfig, Path], None]) -> int:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)()
     except _JobEnded as ended:  # Hydra lets the other jobs run before it raises what the first of them raised
         codes.append(ended.code)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
         return _refuse(_composition_mistake(command, error))
     except OSError as error:
         return _refuse(f"cannot make the folder {error.filename}: {error.strerror} (folder=...)")
@@ -134,16 +134,16 @@ def _to_go_on(command: str, config: DictConfig, folder: Path, *, sweeps: bool) -
     overrides = HydraConfig.get().overrides.task
     if not sweeps:
         if config.sweep.resume is not None:
-            raise ValueError("sweep.resume goes with --multirun, allowed for one run is resume=FOLDER")
+            raise ConfigError("sweep.resume goes with --multirun, allowed for one run is resume=FOLDER")
         return config if config.resume is None else with_saved_settings(command, config, overrides, folder)
     if config.resume is not None:
-        raise ValueError("resume takes one run, allowed for a sweep is sweep.resume=FOLDER")
+        raise ConfigError("resume takes one run, allowed for a sweep is sweep.resume=FOLDER")
     if config.sweep.resume is None or not RunFolder(folder).config.exists():
         return config
     saved, _ = read_settings(folder)
     different = first_difference(config, saved)
     if different is not None:
-        raise ValueError(f"{folder} holds a run with another {different}, allowed is the sweep's own command")
+        raise ConfigError(f"{folder} holds a run with another {different}, allowed is the sweep's own command")
     if status_of(folder) == "ok":
         raise _Done(f"{folder}: finished before")
     config.resume = str(folder)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from src.common.errors import shorten, unknown
+from src.common.errors import ConfigError, shorten, unknown
 from src.runs.folder import RunFolder
 
 CHANGEABLE = ("epochs", "trainer", "logger", "callbacks", "checkpoint_minutes")
@@ -37,22 +37,22 @@ def read_settings(folder: Path) -> tuple[DictConfig, str]:
     """Return the settings of the run in a folder, and the command that began it.
 
     Raises:
-        ValueError: there is no run, or its `config.yaml` cannot be read.
+        ConfigError: there is no run, or its `config.yaml` cannot be read.
     """
     path = RunFolder(folder).config
     try:
         if path.stat().st_size > MAX_SETTINGS_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_SETTINGS_BYTES} bytes, no run's settings are")
+            raise ConfigError(f"{path} is larger than {MAX_SETTINGS_BYTES} bytes, no run's settings are")
         text = path.read_text(encoding="utf-8")
         config = OmegaConf.create(text)
     except OSError as error:
-        raise ValueError(f"{folder} holds no run to go on with ({path.name}: {error.strerror})") from None
+        raise ConfigError(f"{folder} holds no run to go on with ({path.name}: {error.strerror})") from None
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError, AssertionError) as error:
         # An AssertionError is what OmegaConf has for YAML that holds neither a mapping nor a list.
-        raise ValueError(f"{path} is no run's settings ({shorten(error)})") from None
+        raise ConfigError(f"{path} is no run's settings ({shorten(error)})") from None
     command = _COMMAND.match(text)
     if not isinstance(config, DictConfig) or "data" not in config or command is None:
-        raise ValueError(f"{path} is no run's settings, it names no command or no data")
+        raise ConfigError(f"{path} is no run's settings, it names no command or no data")
     return config, command[1]
 
 
@@ -66,12 +66,12 @@ def with_saved_settings(command: str, given: DictConfig, overrides: Sequence[str
         folder: of the run.
 
     Raises:
-        ValueError: there is no such run, it is the other command's, or an override may not change.
+        ConfigError: there is no such run, it is the other command's, or an override may not change.
     """
     saved, begun_by = read_settings(folder)
     kind = begun_by.split()[2]
     if kind != f"src.{command}":
-        raise ValueError(f"{folder} holds a run of {kind}, allowed is python -m {kind} resume={folder}")
+        raise ConfigError(f"{folder} holds a run of {kind}, allowed is python -m {kind} resume={folder}")
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         top = key.partition(".")[0]
@@ -79,7 +79,7 @@ def with_saved_settings(command: str, given: DictConfig, overrides: Sequence[str
             continue
         if top not in CHANGEABLE:
             message = f"{override}: a run goes on with its own settings, allowed to change are {', '.join(CHANGEABLE)}"
-            raise ValueError(message if top in saved else str(unknown("key", top, CHANGEABLE)))
+            raise ConfigError(message if top in saved else str(unknown("key", top, CHANGEABLE)))
         if key in ("trainer", "logger", "callbacks"):
             limits = {name: value for name, value in saved.trainer.items() if str(name).startswith("limit_")}
             saved[key] = None if given[key] is None else OmegaConf.to_container(given[key], resolve=False)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from src.architectures.architecture import Answer
-from src.common.errors import shorten
+from src.common.errors import ConfigError, shorten
 from src.runs.folder import RunFolder
 
 T = TypeVar("T")
@@ -139,14 +139,14 @@ def _number(value: object) -> float | None:
 def _object(text: str) -> dict[str, Any]:
     raw = json.loads(text)
     if not isinstance(raw, dict):
-        raise ValueError(f"it holds a JSON {type(raw).__name__}, an object is needed")
+        raise ConfigError(f"it holds a JSON {type(raw).__name__}, an object is needed")
     return raw
 
 
 def _config(text: str) -> dict[str, Any]:
     raw = yaml.safe_load(text)
     if not isinstance(raw, dict):
-        raise ValueError(f"it holds a YAML {type(raw).__name__}, a mapping is needed")
+        raise ConfigError(f"it holds a YAML {type(raw).__name__}, a mapping is needed")
     return {str(key): value for key, value in raw.items()}
 
 
@@ -171,27 +171,27 @@ def _rows(text: str, needed: set[str]) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         header = next(lines, [])
         if not needed <= set(header):
-            raise ValueError(f"line 1 has the columns {shorten(header)}, needed are {', '.join(sorted(needed))}")
+            raise ConfigError(f"line 1 has the columns {shorten(header)}, needed are {', '.join(sorted(needed))}")
         for row in lines:
             if len(row) != len(header):
-                raise ValueError(f"line {lines.line_num} has {len(row)} columns of {len(header)}")
+                raise ConfigError(f"line {lines.line_num} has {len(row)} columns of {len(header)}")
             yield lines.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise ValueError(f"line {lines.line_num}: {error}") from None
+        raise ConfigError(f"line {lines.line_num}: {error}") from None
 
 
 def _float(text: str, line: int) -> float:
     try:
         value = float(text) if text.strip() else math.nan
     except ValueError:
-        raise ValueError(f"line {line} holds {shorten(text)!r}, a number is needed") from None
+        raise ConfigError(f"line {line} holds {shorten(text)!r}, a number is needed") from None
     return value if math.isfinite(value) else math.nan
 
 
 def _int(text: str, line: int) -> int:
     value = _float(text, line)
     if not value.is_integer():
-        raise ValueError(f"line {line} holds {shorten(text)!r}, the number of an epoch is needed")
+        raise ConfigError(f"line {line} holds {shorten(text)!r}, the number of an epoch is needed")
     return int(value)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from src.common.errors import unknown
+from src.common.errors import ConfigError, unknown
 
 LARGEST_SEED = 2**32 - 1
 
@@ -150,23 +150,23 @@ def register_schemas() -> None:
 
 
 def check(command: str, config: DictConfig) -> None:
-    """Raise a `ValueError` for a key that the command does not know (+key=...), or a value that no run can use."""
+    """Raise a `ConfigError` for a key that the command does not know (+key=...), or a value that no run can use."""
     _check_keys(config, SearchConfig if command == "search" else RetrainConfig, "")
     if config.data.source is None:
-        raise ValueError("data.source is null, allowed is a source as in conf/data/")
+        raise ConfigError("data.source is null, allowed is a source as in conf/data/")
     if "order" in config and config.order not in (1, 2):
-        raise ValueError(f"order={config.order}, allowed are 1 (first order) and 2 (unrolled)")
+        raise ConfigError(f"order={config.order}, allowed are 1 (first order) and 2 (unrolled)")
     if not 0 <= config.seed <= LARGEST_SEED:
-        raise ValueError(f"seed={config.seed}, allowed are 0 to {LARGEST_SEED}")
+        raise ConfigError(f"seed={config.seed}, allowed are 0 to {LARGEST_SEED}")
     if config.epochs < 1:
-        raise ValueError(f"epochs={config.epochs}, allowed are 1 and more")
+        raise ConfigError(f"epochs={config.epochs}, allowed are 1 and more")
 
 
 def _check_keys(node: DictConfig, schema: type, within: str) -> None:
     known = {entry.name: entry for entry in fields(schema)}
     for key in node:
         if key not in known:
-            raise ValueError(f"{unknown('key', key, known)}{within and f', in {within}'}")
+            raise ConfigError(f"{unknown('key', key, known)}{within and f', in {within}'}")
         kind = known[str(key)].default_factory
         if isinstance(kind, type) and is_dataclass(kind):
             _check_keys(node[key], kind, str(key))

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from src.architectures.architecture import Architecture, InputSpec, LayerSpec, Spec
+from src.common.errors import ConfigError
 
 ZERO = "none"  # the candidate that contributes nothing; an architecture never names it
 
@@ -29,14 +30,14 @@ class LayerChoice(nn.Module):
         self.key = key
         for name in candidates:
             if not name.isidentifier() or hasattr(nn.ModuleDict, name):
-                raise ValueError(
+                raise ConfigError(
                     f"candidate {name!r} of LayerChoice {key!r}: allowed are identifiers no module attribute has"
                 )
         self.candidates = nn.ModuleDict(candidates)
         self.spec: LayerSpec = LayerSpec(tuple(name for name in candidates if name != ZERO))
         self.weights: Tensor | None = None
         if not self.spec.candidates:
-            raise ValueError(f"LayerChoice {key!r} has no candidate besides {ZERO!r}, at least one is needed")
+            raise ConfigError(f"LayerChoice {key!r} has no candidate besides {ZERO!r}, at least one is needed")
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the weighted sum of all candidates' outputs on `inputs`."""
@@ -65,7 +66,7 @@ class InputChoice(nn.Module):
         super().__init__()
         _check_key(key)
         if not 1 <= n_chosen <= len(inputs) or len(set(inputs)) != len(inputs):
-            raise ValueError(
+            raise ConfigError(
                 f"InputChoice {key!r}: n_chosen={n_chosen} of inputs {list(inputs)}, allowed are 1 to all, each once"
             )
         self.key = key
@@ -93,19 +94,19 @@ def spec_of(space: nn.Module) -> Spec:
     """Return what an architecture of `space` has to answer.
 
     Raises:
-        ValueError: there is no choice, choices that share a key differ, or an InputChoice mixes edges with others.
+        ConfigError: there is no choice, choices that share a key differ, or an InputChoice mixes edges with others.
     """
     spec: dict[str, LayerSpec | InputSpec] = {}
     for choice in choices_of(space):
         if spec.setdefault(choice.key, choice.spec) != choice.spec:
-            raise ValueError(
+            raise ConfigError(
                 f"choices with the key {choice.key!r} differ in their candidates, sharing a key needs the same"
             )
     if not spec:
-        raise ValueError("the space holds no LayerChoice and no InputChoice, there is nothing to search")
+        raise ConfigError("the space holds no LayerChoice and no InputChoice, there is nothing to search")
     for key, rule in spec.items():
         if isinstance(rule, InputSpec) and len({isinstance(spec.get(name), LayerSpec) for name in rule.inputs}) > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"InputChoice {key!r} mixes keys of LayerChoices with other names, allowed is one or the other"
             )
     return spec
@@ -136,7 +137,7 @@ def fix(space: nn.Module, architecture: Architecture) -> nn.Module:
     """Put the architecture's answers in place of the choices in `space`, which is changed and returned.
 
     Raises:
-        ValueError: the architecture is not one of this space.
+        ConfigError: the architecture is not one of this space.
     """
     answers = Architecture.parse(architecture.to_plain(), spec_of(space)).choices
 
@@ -158,4 +159,4 @@ def fix(space: nn.Module, architecture: Architecture) -> nn.Module:
 
 def _check_key(key: str) -> None:
     if not key.isidentifier():
-        raise ValueError(f"the key {key!r} of a choice is not an identifier (letters, digits and _, no digit first)")
+        raise ConfigError(f"the key {key!r} of a choice is not an identifier (letters, digits and _, no digit first)")

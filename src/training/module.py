@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from src.common import processes
-from src.common.errors import Diverged
+from src.common.errors import ConfigError, Diverged
 from src.common.seeding import seed_step
 
 CHECKPOINT_FORMAT = 1
@@ -66,7 +66,7 @@ class TrainingModule(L.LightningModule):
     ) -> None:
         super().__init__()
         if gradient_clip <= 0:
-            raise ValueError(f"optimizer.gradient_clip={gradient_clip}, allowed are numbers above 0")
+            raise ConfigError(f"optimizer.gradient_clip={gradient_clip}, allowed are numbers above 0")
         self.net = net
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.gradient_clip = gradient_clip

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.common.errors import ConfigError
 from src.training.module import Labelled, TrainingModule, channels_last, set_gradients
 from src.training.search import OptimizerFactory, SchedulerFactory
 
@@ -33,7 +34,7 @@ class RetrainModule(TrainingModule):
     ) -> None:
         for name, value, highest in (("auxiliary_weight", auxiliary_weight, 1e6), ("drop_path", drop_path, 0.999)):
             if not 0 <= value <= highest:
-                raise ValueError(f"{name}={value}, allowed are 0 to {highest:g}")
+                raise ConfigError(f"{name}={value}, allowed are 0 to {highest:g}")
         super().__init__(
             network,
             num_classes=num_classes,

@@ -189,6 +189,6 @@ class SearchModule(TrainingModule):
 
 
 def check_precision(precision: str) -> None:
-    """Raise a `ValueError` for a precision in which gradients by `torch.autograd.grad` would be scaled or too coarse."""
+    """Raise a `ConfigError` for a precision in which gradients by `torch.autograd.grad` would be scaled or too coarse."""
     if precision not in PRECISIONS:
         raise unknown("trainer.precision for search:", precision, PRECISIONS)

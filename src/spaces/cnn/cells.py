@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from src.common.errors import unknown
+from src.common.errors import ConfigError, unknown
 from src.spaces.choices import InputChoice, LayerChoice
 from src.spaces.cnn.genotypes import CANDIDATES, EDGES_PER_NODE, MAX_NODES, edge_key, switch_key
 from src.spaces.cnn.operations import OPERATIONS, FactorizedReduce, ReLUConvBN
@@ -39,7 +39,7 @@ def plan_cells(*, cells: int, channels: int, stem_multiplier: int, nodes: int) -
     The stem has `stem_multiplier` * channels channels, a cell's output `nodes` * channels.
 
     Raises:
-        ValueError: a number is out of range.
+        ConfigError: a number is out of range.
     """
     ranges = {
         "cells": (cells, 3),
@@ -49,9 +49,9 @@ def plan_cells(*, cells: int, channels: int, stem_multiplier: int, nodes: int) -
     }
     for name, (value, lowest) in ranges.items():
         if value < lowest:
-            raise ValueError(f"space.{name}={value}, allowed are {lowest} and more")
+            raise ConfigError(f"space.{name}={value}, allowed are {lowest} and more")
     if nodes > MAX_NODES:
-        raise ValueError(f"space.nodes={nodes}, allowed are 1 to {MAX_NODES}")
+        raise ConfigError(f"space.nodes={nodes}, allowed are 1 to {MAX_NODES}")
     before_last = last = stem_multiplier * channels
     reduction_last = False
     plans = []
@@ -148,9 +148,11 @@ class Supernet(nn.Module):
 
 
 def check_candidates(candidates: Sequence[str]) -> None:
-    """Raise a `ValueError` unless `candidates` are distinct names of operations with one besides `none`."""
+    """Raise a `ConfigError` unless `candidates` are distinct names of operations with one besides `none`."""
     for name in candidates:
         if name not in OPERATIONS:
             raise unknown("operation in space.candidates:", name, OPERATIONS)
     if len(set(candidates)) != len(candidates) or not set(candidates) - {"none"}:
-        raise ValueError(f"space.candidates={list(candidates)}, allowed are distinct operations, one at least not none")
+        raise ConfigError(
+            f"space.candidates={list(candidates)}, allowed are distinct operations, one at least not none"
+        )

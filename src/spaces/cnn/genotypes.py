@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.architectures.architecture import Answer, Architecture, InputSpec, LayerSpec, Spec, load_json
-from src.common.errors import shorten, unknown
+from src.common.errors import ConfigError, shorten, unknown
 
 KINDS = ("normal", "reduce")
 EDGES_PER_NODE = 2
@@ -133,19 +133,19 @@ def parse_cells(raw: dict[str, object]) -> Architecture:
     """Check a decoded architecture file of the CNN cell space, of as many nodes as its keys name.
 
     Raises:
-        ValueError: it is not an architecture of this space.
+        ConfigError: it is not an architecture of this space.
     """
     nodes = 0
     for key in raw:
         match = _KEY.fullmatch(key)
         if match is None:
-            raise ValueError(
+            raise ConfigError(
                 f"{shorten(key)!r} is not a choice of the CNN cell space, whose keys are "
                 "{normal|reduce}_n{node}_p{state} and {normal|reduce}_n{node}_switch"
             )
         nodes = max(nodes, int(match[1]) - 1)
     if not 1 <= nodes <= MAX_NODES:
-        raise ValueError(f"the architecture has {nodes} nodes a cell, allowed are 1 to {MAX_NODES}")
+        raise ConfigError(f"the architecture has {nodes} nodes a cell, allowed are 1 to {MAX_NODES}")
     return Architecture.parse(raw, cell_spec(nodes))
 
 
@@ -153,7 +153,7 @@ def load_cells(name_or_path: str) -> Architecture:
     """Return a named genotype's architecture, or the one in a file.
 
     Raises:
-        ValueError: there is no such name or file, or the file is not an architecture of the CNN cell space.
+        ConfigError: there is no such name or file, or the file is not an architecture of the CNN cell space.
     """
     if name_or_path in NAMED_GENOTYPES:
         return NAMED_GENOTYPES[name_or_path].to_architecture()
@@ -163,8 +163,8 @@ def load_cells(name_or_path: str) -> Architecture:
     raw = load_json(path)
     try:
         return parse_cells(raw)
-    except ValueError as error:
-        raise ValueError(f"genotype file {path}: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"genotype file {path}: {error}") from None
 
 
 def is_cell_architecture(architecture: Architecture) -> bool:

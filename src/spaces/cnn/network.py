@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from src.architectures.architecture import Architecture
+from src.common.errors import ConfigError
 from src.spaces.cnn.cells import CellPlan, plan_cells, preprocess, stem
 from src.spaces.cnn.genotypes import Genotype
 from src.spaces.cnn.genotypes import Node as NodeEdges
@@ -117,7 +118,7 @@ class AuxiliaryHead(nn.Module):
     def __init__(self, channels: int, num_classes: int, *, side: int) -> None:
         super().__init__()
         if side < 2:
-            raise ValueError(
+            raise ConfigError(
                 "the image is too small for the auxiliary head, which needs 2x2 after two reductions; "
                 "allowed are images of 5x5 and more, or space.auxiliary=false"
             )

@@ -48,6 +48,7 @@ from src.data.augment import Augmentation
 from src.data.images import Images
 from src.data.loader import TrainLoader
 from src.data.sources import Digits
+from src.data.tasks import Classification
 from src.fast.fused import FusedNetwork, FusedSupernet
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
@@ -143,7 +144,7 @@ class OurSearch:
     def __init__(self, space: nn.Module, hypergradient: Hypergradient, device: str) -> None:
         self.module = SearchModule(
             space,
-            num_classes=CLASSES,
+            task=Classification([str(label) for label in range(CLASSES)]),
             hypergradient=hypergradient,
             weight_optimizer=partial(torch.optim.SGD, lr=0.025, momentum=0.9, weight_decay=3e-4, fused=True),
             alpha_optimizer=partial(torch.optim.Adam, lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3, fused=True),

@@ -40,7 +40,7 @@ def build_module(config: DictConfig, data: RetrainData, architecture: Architectu
     training = {name: network.pop(name) for name in ("auxiliary_weight", "drop_path") if name in network}
     return RetrainModule(
         build_network(network, architecture=architecture, input_shape=data.input_shape, num_classes=data.num_classes),
-        num_classes=data.num_classes,
+        task=data.task,
         optimizer=instantiate(config.optimizer.weights),
         scheduler=instantiate(config.optimizer.schedule),
         gradient_clip=config.optimizer.gradient_clip,

@@ -18,7 +18,6 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from src.bilevel.hypergradient import Exact
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.common.errors import ConfigError
 from src.data.modules import SearchData
@@ -43,11 +42,12 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
     return SearchModule(
         build_network(
             config.space,
-            differentiated_twice=isinstance(hypergradient, Exact),
+            differentiated_twice=hypergradient.differentiates_twice,
             input_shape=data.input_shape,
             num_classes=data.num_classes,
         ),
-        num_classes=data.num_classes,
+        task=data.task,
+        method=instantiate(config.method),
         hypergradient=hypergradient,
         weight_optimizer=instantiate(config.optimizer.weights),
         alpha_optimizer=instantiate(config.optimizer.alphas),
@@ -81,7 +81,7 @@ def search(config: DictConfig, folder: Path) -> None:
     with recorded(run):
         trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint)
         record.metrics = metrics.latest()
-        record.architecture = module.net.derive()
+        record.architecture = module.derive()
         if run.is_first:
             record.architecture.write(RunFolder(folder).genotype)
     if run.is_first:

@@ -1,9 +1,6 @@
-"""Bilevel problems with known answers, and a way to put a bug back into the code."""
+"""Bilevel problems with known answers."""
 
 from __future__ import annotations
-
-import sys
-from types import ModuleType
 
 import torch
 from torch.func import functional_call
@@ -75,19 +72,3 @@ def real_cells(seed: int = 0, *, smooth: bool = False) -> Bilevel:
     velocity = {name: 0.1 * torch.randn_like(value) for name, value in weights.items()}
     step = VirtualStep(lr=0.1, momentum=0.9, weight_decay=3e-4, velocity=velocity)
     return Bilevel(loss_on(batches[0]), loss_on(batches[1]), weights, alphas, step)
-
-
-def with_bug(module: ModuleType, right: str, wrong: str) -> ModuleType:
-    """Return a copy of `module` with one piece of its source replaced."""
-    assert module.__file__ is not None
-    with open(module.__file__, encoding="utf-8") as file:
-        source = file.read()
-    assert right in source, f"the source no longer holds {right!r}"
-    copy = ModuleType(f"{module.__name__}_with_bug")
-    copy.__file__ = module.__file__
-    sys.modules[copy.__name__] = copy  # dataclasses look their module up
-    try:
-        exec(compile(source.replace(right, wrong), module.__file__, "exec"), copy.__dict__)
-    finally:
-        del sys.modules[copy.__name__]
-    return copy

@@ -12,14 +12,16 @@ perturbed in place and no `.grad` is touched, and each pass differentiates only 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from src.bilevel.precision import full_precision
 from src.bilevel.unroll import Tensors, VirtualStep
-from src.common.errors import ConfigError
+from src.common.errors import must_be
 
 Loss = Callable[[Tensors, Tensors], Tensor]  # (weights, alphas) -> scalar
 
@@ -70,12 +72,11 @@ class Bilevel:
         """Return grad_a L_w at some weights, in full precision: the difference of two such gradients is small."""
         alphas = _leaves(self.alphas)
         with self.full_precision():
-            loss = self.weight_loss(weights, alphas)
-        return self.gradients(loss, alphas)[0]
+            return self.gradients(self.weight_loss(weights, alphas), alphas)[0]
 
-    def full_precision(self) -> torch.autocast:
-        """Return a context without autocast."""
-        return torch.autocast(next(iter(self.weights.values())).device.type, enabled=False)
+    def full_precision(self) -> AbstractContextManager[None]:
+        """Return a context without autocast and without TF32, for passes that a difference is taken of."""
+        return full_precision(next(iter(self.weights.values())).device.type)
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,17 @@ class AlphaGradient:
 
 
 class Hypergradient(Protocol):
-    """What the search step asks for."""
+    """What the search step asks for.
+
+    Attributes:
+        order: 1 or 2, as the config has it.
+        unrolls: whether it takes a virtual step, so that the weights' optimiser must be one that `VirtualStep` knows.
+        differentiates_twice: whether the space must have second derivatives, which its fused form has not.
+    """
 
     order: ClassVar[int]
+    unrolls: ClassVar[bool]
+    differentiates_twice: ClassVar[bool]
 
     def __call__(self, problem: Bilevel) -> AlphaGradient:
         """Return the alphas' gradient at one point of the search."""
@@ -106,6 +115,8 @@ class FirstOrder:
     """xi = 0: the direct term at the present weights. Two passes a search step."""
 
     order: ClassVar[int] = 1
+    unrolls: ClassVar[bool] = False
+    differentiates_twice: ClassVar[bool] = False
 
     def __call__(self, problem: Bilevel) -> AlphaGradient:
         """Return grad_a L_a(w, a)."""
@@ -124,6 +135,8 @@ class FiniteDifference:
 
     epsilon: float = 0.01
     order: ClassVar[int] = 2
+    unrolls: ClassVar[bool] = True
+    differentiates_twice: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_epsilon(self.epsilon)
@@ -149,6 +162,8 @@ class OneSided:
 
     epsilon: float = 0.01
     order: ClassVar[int] = 2
+    unrolls: ClassVar[bool] = True
+    differentiates_twice: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_epsilon(self.epsilon)
@@ -157,8 +172,7 @@ class OneSided:
         """Return h with the mixed product [grad_a L_w(w + e v, a) - grad_a L_w(w, a)] / e."""
         weights, alphas = _leaves(problem.weights), _leaves(problem.alphas)
         with problem.full_precision():
-            weight_loss = problem.weight_loss(weights, alphas)
-        gradients, here = problem.gradients(weight_loss, weights, alphas)
+            gradients, here = problem.gradients(problem.weight_loss(weights, alphas), weights, alphas)
         v, direct, loss = problem.at(problem.virtual_weights(gradients))
         e = _distance(self.epsilon, v)
         ahead = problem.alpha_gradient(problem.moved_weights(v, e))
@@ -172,12 +186,13 @@ class Exact:
 
     No epsilon, so it judges the others. Keeps the graph of a backward pass, which costs memory.
 
-    Forward over reverse, a `torch.func.jvp` of grad_a L_w along v, gave the same product 1.9 times faster in 15 % more memory
-    (16 channels, 5 cells, batch 32, two cores of an AMD EPYC, five pairs). It is not used: it needs a forward formula of every
-    operation in a space, which cuDNN's BatchNorm lacks, and one pass more.
+    Forward over reverse would be faster (docs/speed.md), but needs a forward formula of every operation in a space, which
+    cuDNN's BatchNorm lacks.
     """
 
     order: ClassVar[int] = 2
+    unrolls: ClassVar[bool] = True
+    differentiates_twice: ClassVar[bool] = True
 
     def __call__(self, problem: Bilevel) -> AlphaGradient:
         """Return h up to rounding."""
@@ -225,4 +240,4 @@ def _combine(direct: Tensors, mixed: Tensors, lr: float, loss: Tensor) -> AlphaG
 
 def _check_epsilon(epsilon: float) -> None:
     if not 0 < epsilon < float("inf"):
-        raise ConfigError(f"hypergradient.epsilon={epsilon}, allowed are numbers above 0")
+        raise must_be("epsilon", "a number above 0", epsilon)

@@ -18,7 +18,7 @@ class VirtualStep:
     """One step of SGD with momentum, as a function: w' = w - lr (momentum * velocity + gradient + weight_decay * w).
 
     Equation 6 of arXiv 1806.09055 with the momentum and the weight decay of the real step, as in the paper's code.
-    `lr` is the inner learning rate xi, `velocity` SGD's momentum buffers (empty before the first step).
+    `lr` is the inner learning rate xi, `velocity` SGD's momentum buffers; a weight has none before its first step.
     """
 
     lr: float
@@ -40,7 +40,6 @@ class VirtualStep:
             for name, weight in weights.items()
             if (buffer := optimizer.state.get(weight, {}).get("momentum_buffer")) is not None
         }
-        assert len(velocity) in (0, len(weights))
         return cls(
             lr=float(group["lr"]),
             momentum=group["momentum"],
@@ -52,8 +51,9 @@ class VirtualStep:
         """Return w' as new tensors; `weights` and `gradients` share their names and stay as they are."""
         start = list(weights.values())
         direction = torch._foreach_add([gradients[name] for name in weights], start, alpha=self.weight_decay)
-        if self.velocity is not None:
-            torch._foreach_add_(direction, [self.velocity[name] for name in weights], alpha=self.momentum)
+        if self.velocity:
+            moving = {name: move for name, move in zip(weights, direction, strict=True) if name in self.velocity}
+            torch._foreach_add_(list(moving.values()), [self.velocity[name] for name in moving], alpha=self.momentum)
         return dict(zip(weights, torch._foreach_add(start, direction, alpha=-self.lr), strict=True))
 
 
@@ -63,6 +63,13 @@ def check_unrollable(optimizer: torch.optim.Optimizer) -> None:
     plain = isinstance(optimizer, torch.optim.SGD) and len(groups) == 1
     if not plain or groups[0]["nesterov"] or groups[0]["dampening"] or groups[0]["maximize"]:
         raise ConfigError(
-            "order=2 unrolls the weight optimiser, allowed is torch.optim.SGD with one group of parameters "
-            f"and without nesterov, dampening or maximize, not {type(optimizer).__name__} as configured"
+            "order 2 unrolls the weights' optimiser, which must be torch.optim.SGD with one group of parameters and "
+            f"without nesterov, dampening or maximize, got {_summary(optimizer)}"
         )
+
+
+def _summary(optimizer: torch.optim.Optimizer) -> str:
+    groups = optimizer.param_groups
+    flags = [name for name in ("nesterov", "dampening", "maximize") if groups[0].get(name)]
+    several = [f"{len(groups)} groups"] if len(groups) > 1 else []
+    return " with ".join([type(optimizer).__name__, *[", ".join([*flags, *several])][: bool(flags or several)]])

@@ -24,7 +24,7 @@ class CellPictures(L.Callback):
         assert isinstance(pl_module, SearchModule)
         epoch = trainer.current_epoch
         takers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
-        architecture = pl_module.net.derive()
+        architecture = pl_module.derive()
         if not takers or (epoch + 1) % self.every_n_epochs or not is_cell_architecture(architecture):
             return
         genotype = Genotype.from_architecture(architecture)

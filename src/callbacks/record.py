@@ -74,7 +74,7 @@ class EpochAlphas(_EpochTable):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch's rows, one for each candidate of each key."""
         assert isinstance(pl_module, SearchModule)
-        weights = {key: row.detach() for key, row in pl_module.net.weights().items()}
+        weights = pl_module.mixing_weights()
         entropies = [float(-(row * row.clamp_min(1e-30).log()).sum()) for row in weights.values()]
         pl_module.log("alpha_entropy", sum(entropies) / len(entropies))
         self.append(
@@ -96,4 +96,4 @@ class EpochArchitectures(L.Callback):
         """Derive and write this epoch's architecture."""
         assert isinstance(pl_module, SearchModule)
         if processes.rank() == 0:
-            pl_module.net.derive().write(self.folder.epoch(trainer.current_epoch))
+            pl_module.derive().write(self.folder.epoch(trainer.current_epoch))

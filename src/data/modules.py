@@ -13,6 +13,7 @@ from src.data.images import Images
 from src.data.loader import Batch, EvalLoader, TrainLoader
 from src.data.sources import Source
 from src.data.split import indices_hash, split_halves
+from src.data.tasks import Classification
 
 
 class ImageData(L.LightningDataModule):
@@ -39,6 +40,11 @@ class ImageData(L.LightningDataModule):
         self.augmentation: Augmentation | None = None
         self._training: dict[str, Images] = {}  # by the name of its batches
         self._validation: Images | None = None
+
+    @property
+    def task(self) -> Classification:
+        """What a network is trained for."""
+        return Classification(self.classes)
 
     @property
     def num_classes(self) -> int:

@@ -114,6 +114,7 @@ class SearchConfig:
     sweep: Sweep = field(default_factory=Sweep)
     data: SearchData = field(default_factory=SearchData)
     space: Any = MISSING
+    method: Any = MISSING
     hypergradient: Any = MISSING
     optimizer: SearchOptimizer = field(default_factory=SearchOptimizer)
     trainer: Any = MISSING

@@ -8,7 +8,7 @@ choices. A space of one's own needs no code about alphas, gradients or files: te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -19,15 +19,23 @@ ZERO = "none"  # the candidate that contributes nothing; an architecture never n
 
 
 class LayerChoice(nn.Module):
-    """One operation of several. While searching, their sum weighted by softmax(alpha).
+    """One operation of several. While searching, their weighted sum.
 
     Implements equation 2 of arXiv 1806.09055.
+
+    Attributes:
+        weights: the mixing weights, (candidates,); there while a `RelaxedSpace` runs.
+        path: the place of the candidate that alone runs, where a method samples one; else None.
+        width: the number of channels that `of_width` was told, else None.
     """
 
     def __init__(self, candidates: Mapping[str, nn.Module], *, key: str) -> None:
         super().__init__()
         _check_key(key)
         self.key = key
+        self.path: int | None = None
+        self.width: int | None = None
+        self._build: Callable[[int], Mapping[str, nn.Module]] | None = None
         for name in candidates:
             if not name.isidentifier() or hasattr(nn.ModuleDict, name):
                 raise ConfigError(
@@ -39,9 +47,29 @@ class LayerChoice(nn.Module):
         if not self.spec.candidates:
             raise ConfigError(f"LayerChoice {key!r} has no candidate besides {ZERO!r}, at least one is needed")
 
+    @classmethod
+    def of_width(cls, build: Callable[[int], Mapping[str, nn.Module]], width: int, *, key: str) -> LayerChoice:
+        """Return the choice among the candidates `build(width)`, which methods may make anew for fewer channels.
+
+        Args:
+            build: returns the candidates for a number of channels.
+            width: the number of channels.
+            key: of the choice.
+        """
+        choice = cls(build(width), key=key)
+        choice.width, choice._build = width, build
+        return choice
+
+    def with_width(self, width: int) -> LayerChoice:
+        """Return the same choice for another number of channels, with new weights."""
+        assert self._build is not None, "the choice was made by of_width"
+        return LayerChoice.of_width(self._build, width, key=self.key)
+
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the weighted sum of all candidates' outputs on `inputs`."""
+        """Return the weighted sum of the candidates' outputs on `inputs`; of one candidate, where a path is chosen."""
         assert self.weights is not None, "a choice is only called through RelaxedSpace"
+        if self.path is not None:
+            return self.weights[self.path] * list(self._operations())[self.path](*inputs)
         outputs = (
             weight * operation(*inputs) for weight, operation in zip(self.weights, self._operations(), strict=True)
         )
@@ -57,9 +85,12 @@ class LayerChoice(nn.Module):
 class InputChoice(nn.Module):
     """`n_chosen` inputs of several, added up.
 
-    Inputs named by keys of LayerChoices are edges: they have no alphas of their own, all are added while searching, and
-    those with the strongest operations are kept (the paper's cells). Inputs of any other names have alphas: they are
-    weighted by softmax(alpha) while searching and the largest are kept.
+    Inputs named by keys of LayerChoices are edges: they have no alphas of their own, all are added while searching (with
+    weights, if the method has edge weights), and those with the strongest operations are kept, as in the paper's cells.
+    Inputs of any other names have alphas: their weighted sum is taken while searching, and the heaviest are kept.
+
+    Attributes:
+        weights: the mixing weights, (inputs,), where there are any; there while a `RelaxedSpace` runs.
     """
 
     def __init__(self, inputs: Sequence[str], *, n_chosen: int, key: str) -> None:
@@ -88,6 +119,11 @@ Choice = LayerChoice | InputChoice
 def choices_of(space: nn.Module) -> Iterator[Choice]:
     """Yield the choices in `space`, outer before inner, in the order of registration."""
     return (module for module in space.modules() if isinstance(module, LayerChoice | InputChoice))
+
+
+def ranks_edges(rule: InputSpec, spec: Spec) -> bool:
+    """Return whether the inputs of a choice are edges: keys of LayerChoices."""
+    return isinstance(spec.get(rule.inputs[0]), LayerSpec)
 
 
 def spec_of(space: nn.Module) -> Spec:

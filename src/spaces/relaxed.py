@@ -2,91 +2,135 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+
 import torch
 from torch import Tensor, nn
 
-from src.architectures.architecture import Answer, Architecture, InputSpec, LayerSpec
-from src.spaces.choices import ZERO, LayerChoice, choices_of, spec_of
+from src.spaces.choices import LayerChoice, choices_of, ranks_edges, spec_of
+
+WEIGHTS, ALPHAS, EDGES = "space.", "alphas.", "edges."  # how the names of a RelaxedSpace's parameters begin
 
 
 class RelaxedSpace(nn.Module):
     """A search space made continuous: the space, and one vector of alphas for each key.
 
-    Alphas start at `init_scale` * N(0, 1). Parameters are named `space.*` (the weights) and `alphas.{key}`.
+    Parameters are named `space.*` (the network's weights) and `alphas.{key}`. With `edge_weights`, each InputChoice over
+    edges has a vector too, `edges.{key}`. Vectors start at `init_scale` * N(0, 1).
+
+    Args:
+        space: a module with choices; it is changed if there is a `mixed_op`.
+        init_scale: of the alphas.
+        mixed_op: returns what stands in the place of a LayerChoice; None leaves the choices.
+        edge_weights: whether edges have weights of their own.
+
+    Raises:
+        ConfigError: see `spec_of`; or the mixed operation does not fit a choice.
     """
 
-    def __init__(self, space: nn.Module, *, init_scale: float = 1e-3) -> None:
+    def __init__(
+        self,
+        space: nn.Module,
+        *,
+        init_scale: float = 1e-3,
+        mixed_op: Callable[[LayerChoice], nn.Module] | None = None,
+        edge_weights: bool = False,
+    ) -> None:
         super().__init__()
-        self.space = space
-        self._choices = list(choices_of(space))
         self.spec = spec_of(space)
+        self.space = space
+        if mixed_op is not None:
+            self._replace_choices(mixed_op)
+        self._choices = list(choices_of(self.space))
         sizes: dict[str, int] = {}
+        edges: dict[str, int] = {}
         for choice in self._choices:
             if isinstance(choice, LayerChoice):
                 sizes[choice.key] = len(choice.candidates)
-            elif not self._ranks_edges(choice.spec):
+            elif not ranks_edges(choice.spec, self.spec):
                 sizes[choice.key] = len(choice.spec.inputs)
-        self.alphas = nn.ParameterDict(
-            {key: nn.Parameter(init_scale * torch.randn(size)) for key, size in sizes.items()}
+            elif edge_weights:
+                edges[choice.key] = len(choice.spec.inputs)
+        self.alphas, self.edges = (
+            nn.ParameterDict({key: nn.Parameter(init_scale * torch.randn(size)) for key, size in group.items()})
+            for group in (sizes, edges)
         )
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the space's output on `inputs`, every choice mixed by the softmax of its alphas."""
-        weights = self.weights()
+    def forward(self, *inputs: Tensor, mixing: Mapping[str, Tensor] | None = None, one_path: bool = False) -> Tensor:
+        """Return the space's output on `inputs`.
+
+        Args:
+            inputs: of the space.
+            mixing: the weights of the candidates, (candidates,) for each key; None is softmax(alpha).
+            one_path: whether `mixing` is one-hot, so that of each LayerChoice only the chosen candidate runs.
+        """
+        mixing = self.softmax() if mixing is None else mixing
+        paths = _paths(mixing) if one_path else {}
         try:
             for choice in self._choices:
-                choice.weights = weights.get(choice.key)
+                choice.weights = mixing.get(choice.key)
+                if isinstance(choice, LayerChoice):
+                    choice.path = paths.get(choice.key)
             return self.space(*inputs)
         finally:
             for choice in self._choices:
                 choice.weights = None
+                if isinstance(choice, LayerChoice):
+                    choice.path = None
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return softmax(alpha) of each key, shape (candidates,). Alphas of one size go through one softmax."""
-        by_size: dict[int, list[str]] = {}
-        for key, alpha in self.alphas.items():
-            by_size.setdefault(alpha.numel(), []).append(key)
-        result = {}
-        for keys in by_size.values():
-            rows = torch.stack([self.alphas[key] for key in keys]).softmax(dim=1).unbind()
-            result.update(zip(keys, rows, strict=True))
-        return result
+    def softmax(self) -> dict[str, Tensor]:
+        """Return the softmax of each vector, shape (candidates,) or (edges,)."""
+        return softmax(dict(self.alphas.items())) | softmax(dict(self.edges.items()))
 
     def candidates(self) -> dict[str, tuple[str, ...]]:
-        """Return for each key with alphas the names its alphas stand for, in order."""
-        names = {}
+        """Return for each key with a vector the names that its entries stand for, in order."""
+        names: dict[str, tuple[str, ...]] = {}
         for choice in self._choices:
             if isinstance(choice, LayerChoice):
                 names[choice.key] = tuple(choice.candidates)
-            elif choice.key in self.alphas:
+            else:
                 names[choice.key] = choice.spec.inputs
-        return {key: names[key] for key in self.alphas}
+        return {key: names[key] for key in (*self.alphas, *self.edges)}
 
-    @torch.no_grad()
-    def derive(self) -> Architecture:
-        """Return the discrete architecture by the paper's rule (section 2.4 of arXiv 1806.09055).
+    def by_name(self, mixing: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        """Return mixing weights as plain numbers: key -> candidate or edge -> weight."""
+        return {
+            key: dict(zip(names, mixing[key].detach().tolist(), strict=True))
+            for key, names in self.candidates().items()
+        }
 
-        Each LayerChoice keeps its heaviest candidate other than `none`; each InputChoice over edges keeps those whose
-        kept candidate is heaviest. The softmax runs over all candidates, `none` too. Ties go to the first.
-        """
-        weights = {key: row.tolist() for key, row in self.weights().items()}
-        strongest: dict[str, tuple[float, str]] = {}
-        for key, names in self.candidates().items():
-            if isinstance(self.spec[key], LayerSpec):
-                pairs = [(weight, name) for weight, name in zip(weights[key], names, strict=True) if name != ZERO]
-                strongest[key] = max(pairs, key=lambda pair: pair[0])
-        choices: dict[str, Answer] = {key: name for key, (_, name) in strongest.items()}
-        dropped: set[str] = set()
-        for key, rule in self.spec.items():
-            if isinstance(rule, InputSpec):
-                over_edges = self._ranks_edges(rule)
-                strength = [strongest[name][0] for name in rule.inputs] if over_edges else weights[key]
-                order = sorted(range(len(strength)), key=lambda i: -strength[i])
-                kept = sorted(order[: rule.n_chosen])
-                choices[key] = tuple(rule.inputs[i] for i in kept)
-                if over_edges:
-                    dropped.update(rule.inputs[i] for i in order[rule.n_chosen :])
-        return Architecture({key: None if key in dropped else choices[key] for key in self.spec})
+    def _replace_choices(self, mixed_op: Callable[[LayerChoice], nn.Module]) -> None:
+        """Put the mixed operation of each LayerChoice in its place; one that is used in two places stays one."""
+        made: dict[nn.Module, nn.Module] = {}
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, LayerChoice):
+                    if child not in made:
+                        made[child] = mixed_op(child)
+                    setattr(parent, name, made[child])
 
-    def _ranks_edges(self, rule: InputSpec) -> bool:
-        return isinstance(self.spec.get(rule.inputs[0]), LayerSpec)
+
+def by_size(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Yield the keys of vectors of one size, so that one operator can take all of them."""
+    groups: dict[int, list[str]] = {}
+    for key, tensor in tensors.items():
+        groups.setdefault(tensor.numel(), []).append(key)
+    yield from groups.values()
+
+
+def softmax(alphas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return softmax(alpha) of each key, shape (candidates,)."""
+    result: dict[str, Tensor] = {}
+    for keys in by_size(alphas):
+        rows = torch.stack([alphas[key] for key in keys]).softmax(dim=1).unbind()
+        result.update(zip(keys, rows, strict=True))
+    return result
+
+
+def _paths(mixing: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the place of the largest weight of each key. The host waits for the device once for each size."""
+    paths: dict[str, int] = {}
+    for keys in by_size(mixing):
+        rows = torch.stack([mixing[key].detach() for key in keys])
+        paths.update(zip(keys, rows.argmax(dim=1).tolist(), strict=True))
+    return paths

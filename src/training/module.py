@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from src.common import processes
-from src.common.errors import ConfigError, Diverged
+from src.common.errors import Diverged, must_be
 from src.common.seeding import seed_step
+from src.data.tasks import Task
 
 CHECKPOINT_FORMAT = 1
-Labelled = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
+Batch = tuple[Tensor, Tensor]  # inputs (N, ...), targets (N, ...)
 
 
 class Mean(Metric):
@@ -47,9 +47,9 @@ class TrainingModule(L.LightningModule):
 
     Args:
         net: the network.
-        num_classes: of the accuracies.
-        training_metrics: names of the means over a training epoch; `*_accuracy` is an accuracy.
-        evaluation_metrics: the same for validation and test.
+        task: its loss, and its metrics.
+        splits: what is measured: `train` and others; each has a loss and the task's metrics, `{split}_{name}`.
+        training_means: names of further means over a training epoch.
         gradient_clip: largest norm of the weights' gradient.
         seed: of the run.
     """
@@ -58,34 +58,50 @@ class TrainingModule(L.LightningModule):
         self,
         net: nn.Module,
         *,
-        num_classes: int,
-        training_metrics: Iterable[str],
-        evaluation_metrics: Iterable[str],
+        task: Task,
+        splits: Sequence[str],
+        training_means: Iterable[str] = (),
         gradient_clip: float,
         seed: int,
     ) -> None:
         super().__init__()
         if gradient_clip <= 0:
-            raise ConfigError(f"optimizer.gradient_clip={gradient_clip}, allowed are numbers above 0")
+            raise must_be("gradient_clip", "a number above 0", gradient_clip)
         self.net = net
+        self.task = task
         self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.gradient_clip = gradient_clip
         self.seed = seed
-        self._training_metrics = tuple(training_metrics)
-        self.metrics = nn.ModuleDict(
-            {
-                name: MulticlassAccuracy(num_classes, average="micro") if name.endswith("_accuracy") else Mean()
-                for name in [*self._training_metrics, *evaluation_metrics]
-            }
-        )
-        self._batch_idx = 0
+        self._task_metrics = tuple(task.metrics())
+        metrics: dict[str, Metric] = {}
+        for split in splits:
+            metrics[f"{split}_loss"] = Mean()
+            metrics |= {f"{split}_{name}": metric for name, metric in task.metrics().items()}
+        metrics |= {name: Mean() for name in training_means}
+        self.metrics = nn.ModuleDict(metrics)
+        self._of_training = tuple(name for name in metrics if name.startswith("train_") or name in training_means)
+        self._step = 0  # of the epoch
+        self._epochs = 1
+        self._optimizers: list[torch.optim.Optimizer] = []
         self._period: int | None = None
 
-    def measure(self, name: str, value: Tensor, weight: int | Tensor) -> None:
-        """Add to a metric of the epoch: a mean over `weight` samples or, for an accuracy, logits and labels."""
+    def measure(self, split: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Add a batch to the loss and the metrics of a split."""
+        self.measure_mean(f"{split}_loss", loss, len(targets))
+        for name in self._task_metrics:
+            metric = self._metric(f"{split}_{name}")
+            metric.update(outputs, targets)
+            self.log(f"{split}_{name}", metric, on_step=False, on_epoch=True)
+
+    def measure_mean(self, name: str, value: Tensor, samples: int) -> None:
+        """Add to a mean over the samples of an epoch."""
         metric = self._metric(name)
-        metric.update(value, weight)
+        metric.update(value, samples)
         self.log(name, metric, on_step=False, on_epoch=True)
+
+    def on_fit_start(self) -> None:
+        """Remember how many epochs the run has."""
+        self._epochs = self.trainer.max_epochs or 1
 
     def on_train_start(self) -> None:
         """Let a schedule that a checkpoint restored end with the epochs that this run was told."""
@@ -100,31 +116,39 @@ class TrainingModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make whatever randomness an operation uses a function of the place in the run."""
-        self._batch_idx = batch_idx
-        seed_step(self.seed, self.current_epoch, batch_idx, self.global_rank)
+        self._step = batch_idx
+        self.seed_pass()
 
-    def average_step(self, gradients: list[Tensor]) -> list[Tensor]:
+    def seed_pass(self) -> None:
+        """Seed PyTorch's generators for this step: each pass of a step that calls it draws the same numbers."""
+        seed_step(self.seed, self.current_epoch, self._step, self.global_rank)
+
+    def average_step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the gradients' means over the processes; the running statistics become theirs, in the same message.
 
-        So the processes' networks stay equal to the bit, and any of them can write the checkpoint.
+        So the processes' networks stay exactly equal, and any of them can write the checkpoint. A weight that no process
+        used has no gradient (None): its optimiser leaves it as it is.
         """
         if processes.world_size() == 1:
-            return gradients
+            return list(gradients)
         buffers = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
-        averaged = processes.average([*gradients, *buffers])
+        used = torch.tensor([gradient is not None for gradient in gradients], dtype=weights[0].dtype)
+        filled = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)]
+        *averaged, used = processes.average([*filled, *buffers, used.to(weights[0].device)])
         if buffers:
             torch._foreach_copy_(buffers, averaged[len(gradients) :])
-        return averaged[: len(gradients)]
+        return [g if use else None for g, use in zip(averaged[: len(gradients)], used.tolist(), strict=True)]
 
     def check_finite(self, what: str, gradient_norm: Tensor, loss: Tensor) -> None:
         """Raise `Diverged` if a gradient, averaged over the processes, is not finite."""
         if not bool(gradient_norm.isfinite()):
-            optimizers = self._trainer.optimizers if self._trainer is not None else []
-            rates = ", ".join(f"{group['lr']:.3g}" for optimizer in optimizers for group in optimizer.param_groups)
+            rates = ", ".join(
+                f"{group['lr']:.3g}" for optimizer in self._optimizers for group in optimizer.param_groups
+            )
             raise Diverged(
                 f"the gradient of the {what} is {float(gradient_norm)} in epoch {self.current_epoch}, "
-                f"step {self._batch_idx} (loss {float(loss):.4g}, learning rates {rates}); a smaller optimizer.weights.lr "
-                "may help"
+                f"step {self._step} (loss {float(loss):.4g}, learning rates {rates}); a smaller learning rate of the "
+                "weights may help"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -133,7 +157,7 @@ class TrainingModule(L.LightningModule):
         within_epoch = not self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         sums = {
             name: {key: cast(Tensor, value).cpu() for key, value in self._metric(name).metric_state.items()}
-            for name in self._training_metrics
+            for name in self._of_training
         }
         checkpoint["epoch_sums"] = processes.gather(sums) if within_epoch else []
 
@@ -152,20 +176,23 @@ class TrainingModule(L.LightningModule):
         return metric
 
 
-def set_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
-    """Set each `grad`, with the same order of elements in memory as in its parameter.
+def set_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
+    """Set each `grad`, with the same order of elements in memory as in its parameter; None leaves a parameter without.
 
     `backward` sees to that itself. torch's fused optimisers rely on it, and mix up elements without a word where it does
     not hold (seen in 2.14.1 on a CPU).
     """
     formats = torch.contiguous_format, torch.channels_last
     for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            parameter.grad = None
+            continue
         alike = any(
             parameter.is_contiguous(memory_format=f) and gradient.is_contiguous(memory_format=f) for f in formats
         )
         parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
 
 
-def channels_last(images: Tensor) -> Tensor:
-    """Return images (N, C, H, W) with channels innermost in memory: the faster layout for these small convolutions."""
-    return images.contiguous(memory_format=torch.channels_last)
+def channels_last(inputs: Tensor) -> Tensor:
+    """Return images (N, C, H, W) with channels innermost in memory, which is faster; other inputs stay as they are."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs

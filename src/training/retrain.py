@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from src.common.errors import ConfigError
-from src.training.module import Labelled, TrainingModule, channels_last, set_gradients
+from src.common.errors import must_be
+from src.data.tasks import Task
+from src.training.module import Batch, TrainingModule, channels_last, set_gradients
 from src.training.search import OptimizerFactory, SchedulerFactory
 
 
 class RetrainModule(TrainingModule):
     """Trains a network of fixed architecture and tests it.
 
-    The network returns logits, or a pair of logits and an auxiliary head's logits (None while evaluating). One with an
+    The network returns its outputs, or a pair of them and an auxiliary head's (None while evaluating). One with an
     attribute `drop_path` has it raised linearly over the epochs, from 0 to nearly `drop_path`.
     """
 
@@ -24,7 +24,7 @@ class RetrainModule(TrainingModule):
         self,
         network: nn.Module,
         *,
-        num_classes: int,
+        task: Task,
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory,
         gradient_clip: float = 5.0,
@@ -34,12 +34,11 @@ class RetrainModule(TrainingModule):
     ) -> None:
         for name, value, highest in (("auxiliary_weight", auxiliary_weight, 1e6), ("drop_path", drop_path, 0.999)):
             if not 0 <= value <= highest:
-                raise ConfigError(f"{name}={value}, allowed are 0 to {highest:g}")
+                raise must_be(name, f"between 0 and {highest:g}", value)
         super().__init__(
             network,
-            num_classes=num_classes,
-            training_metrics=("train_loss", "train_accuracy"),
-            evaluation_metrics=("val_loss", "val_accuracy", "test_loss", "test_accuracy"),
+            task=task,
+            splits=("train", "val", "test"),
             gradient_clip=gradient_clip,
             seed=seed,
         )
@@ -52,12 +51,13 @@ class RetrainModule(TrainingModule):
     def configure_optimizers(self) -> Any:
         """Return the optimiser with its schedule, stepped once an epoch."""
         optimizer = self._optimizer(self.net.parameters())
+        self._optimizers = [optimizer]
         return [optimizer], [self.note_schedule(self._scheduler(optimizer))]
 
     def on_after_backward(self) -> None:
         """Average the gradients over the processes."""
-        weights = [weight for weight in self.net.parameters() if weight.grad is not None]
-        set_gradients(weights, self.average_step([cast(Tensor, weight.grad) for weight in weights]))
+        weights = list(self.net.parameters())
+        set_gradients(weights, self.average_step(weights, [weight.grad for weight in weights]))
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip the gradient's norm over all weights."""
@@ -67,38 +67,34 @@ class RetrainModule(TrainingModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set this epoch's drop path probability, and make what it drops a function of the place in the run."""
         if hasattr(self.net, "drop_path"):
-            epochs = self.trainer.max_epochs
-            assert epochs is not None
-            self.net.drop_path = self.drop_path * self.current_epoch / epochs  # pyright: ignore[reportArgumentType]
+            self.net.drop_path = self.drop_path * self.current_epoch / self._epochs  # pyright: ignore[reportArgumentType]
         super().on_train_batch_start(batch, batch_idx)
 
-    def training_step(self, batch: Labelled, batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss, the auxiliary head's share included, and the accuracy."""
-        images, labels = batch
-        logits, auxiliary = self(images)
-        loss = F.cross_entropy(logits, labels)
-        self.measure("train_loss", loss.detach(), len(labels))
-        self.measure("train_accuracy", logits, labels)
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss, the auxiliary head's share included, and the task's score."""
+        inputs, targets = batch
+        outputs, auxiliary = self(inputs)
+        loss = self.task.loss(outputs, targets)
+        self.measure("train", loss.detach(), outputs.detach(), targets)
         if auxiliary is not None:
-            loss = loss + self.auxiliary_weight * F.cross_entropy(auxiliary, labels)
+            loss = loss + self.auxiliary_weight * self.task.loss(auxiliary, targets)
         self._loss = loss.detach()
-        return {"loss": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
+        return {"loss": loss, self.task.metric: self.task.score(outputs.detach(), targets)}
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Map images (N, C, H, W) to logits (N, num_classes) and an auxiliary head's logits or None."""
-        output = self.net(channels_last(images))
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map inputs (N, ...) to the network's outputs and an auxiliary head's or None."""
+        output = self.net(channels_last(inputs))
         return output if isinstance(output, tuple) else (output, None)
 
-    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure on the data set's own validation split, if it has one."""
         self._measure("val", batch)
 
-    def test_step(self, batch: Labelled, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure on the test split."""
         self._measure("test", batch)
 
-    def _measure(self, name: str, batch: Labelled) -> None:
-        images, labels = batch
-        logits, _ = self(images)
-        self.measure(f"{name}_loss", F.cross_entropy(logits, labels), len(labels))
-        self.measure(f"{name}_accuracy", logits, labels)
+    def _measure(self, split: str, batch: Batch) -> None:
+        inputs, targets = batch
+        outputs, _ = self(inputs)
+        self.measure(split, self.task.loss(outputs, targets), outputs, targets)

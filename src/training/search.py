@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
+from src.architectures.architecture import Architecture
 from src.bilevel.hypergradient import AlphaGradient, Bilevel, Hypergradient, Loss, norm
 from src.bilevel.unroll import Tensors, VirtualStep, check_unrollable
 from src.common import processes
 from src.common.errors import unknown
-from src.spaces.relaxed import RelaxedSpace
-from src.training.module import Labelled, TrainingModule, channels_last, set_gradients
+from src.common.seeding import derive_seed
+from src.data.tasks import Task
+from src.methods.method import Method
+from src.methods.schedules import Progress
+from src.spaces.relaxed import WEIGHTS, RelaxedSpace
+from src.training.module import Batch, TrainingModule, channels_last, set_gradients
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -27,32 +31,40 @@ PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 class SearchModule(TrainingModule):
     """Searches a space: holds the supernet and its alphas, and optimises both.
 
-    A batch is {"weights": (images, labels), "arch": (images, labels)} from the two halves of the train split.
+    A batch is {"weights": (inputs, targets), "arch": (inputs, targets)} from the two halves of the train split. What
+    differs between methods is in `method`; the step below is the same for all.
+
+    Raises:
+        ConfigError: the method does not go with the hypergradient or the space.
     """
 
     def __init__(
         self,
         space: nn.Module,
         *,
-        num_classes: int,
+        task: Task,
         hypergradient: Hypergradient,
         weight_optimizer: OptimizerFactory,
         alpha_optimizer: OptimizerFactory,
         weight_scheduler: SchedulerFactory,
+        method: Method | None = None,
         gradient_clip: float = 5.0,
         seed: int = 0,
     ) -> None:
+        method = method or Method()
+        method.check_order(unrolls=hypergradient.unrolls)
         super().__init__(
-            RelaxedSpace(space),
-            num_classes=num_classes,
-            training_metrics=("train_loss", "train_accuracy", "arch_loss", "hypergradient_norm", "correction_ratio"),
-            evaluation_metrics=("val_loss", "val_accuracy"),
+            method.relax(space),
+            task=task,
+            splits=("train", "val"),
+            training_means=("arch_loss", "hypergradient_norm", "correction_ratio"),
             gradient_clip=gradient_clip,
             seed=seed,
         )
         self.net: RelaxedSpace
         self.automatic_optimization = False
         self.hypergradient = hypergradient
+        self.method = method
         self._weight_optimizer = weight_optimizer
         self._alpha_optimizer = alpha_optimizer
         self._weight_scheduler = weight_scheduler
@@ -62,8 +74,16 @@ class SearchModule(TrainingModule):
         return dict(self._parameters_by_name[0])
 
     def alphas(self) -> Tensors:
-        """Return the alphas by name, one vector a key."""
+        """Return the alphas by name, one vector for each key, and the edges' weights where the method has them."""
         return dict(self._parameters_by_name[1])
+
+    def mixing_weights(self) -> Tensors:
+        """Return the mixing weights without noise, (candidates,) for each key."""
+        return self.method.expected(_detached(self.alphas()))
+
+    def derive(self) -> Architecture:
+        """Return the architecture that the method makes of the present alphas."""
+        return self.method.derive(self.net.by_name(self.mixing_weights()), self.net.spec)
 
     # Looked up once: walks through a supernet's thousands of modules, a dozen a step, took a tenth of the step.
 
@@ -72,7 +92,7 @@ class SearchModule(TrainingModule):
         """Weights and alphas."""
         groups: tuple[Tensors, Tensors] = ({}, {})
         for name, parameter in self.net.named_parameters():
-            groups[name.startswith("alphas.")][name] = parameter
+            groups[not name.startswith(WEIGHTS)][name] = parameter
         return groups
 
     @cached_property
@@ -90,46 +110,58 @@ class SearchModule(TrainingModule):
         names = [name for name, _ in self.net.named_parameters(remove_duplicate=False)]
         return len(names) > sum(map(len, self._parameters_by_name))
 
-    def _call_with(self, state: Tensors, images: Tensor) -> Tensor:
-        """Return the logits with some parameters and buffers replaced."""
-        return functional_call(self.net, state, (channels_last(images),), tie_weights=self._has_tied_weights)
+    def _call_with(self, state: Tensors, inputs: Tensor, mixing: Tensors) -> Tensor:
+        """Return the network's outputs with some weights and buffers replaced, for some mixing weights."""
+        return functional_call(
+            self.net,
+            state,
+            (channels_last(inputs),),
+            {"mixing": mixing, "one_path": self.method.relaxation.one_path},
+            tie_weights=self._has_tied_weights,
+        )
 
     def configure_optimizers(self) -> Any:
         """Return the weights' optimiser with its schedule, and the alphas' optimiser."""
         weight_optimizer = self._weight_optimizer(iter(self.weights().values()))  # pyright: ignore[reportArgumentType]
         alpha_optimizer = self._alpha_optimizer(iter(self.alphas().values()))  # pyright: ignore[reportArgumentType]
-        if self.hypergradient.order == 2:
+        if self.hypergradient.unrolls:
             check_unrollable(weight_optimizer)
+        self._optimizers = [weight_optimizer, alpha_optimizer]
         return [weight_optimizer, alpha_optimizer], [self.note_schedule(self._weight_scheduler(weight_optimizer))]
 
     def on_fit_start(self) -> None:
         """Refuse a precision in which the hypergradient would be wrong."""
+        super().on_fit_start()
         check_precision(self.trainer.precision)
 
-    def training_step(self, batch: dict[str, Labelled], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> dict[str, Tensor]:
         """Step the alphas on the arch batch, then the weights on the weight batch, with the new alphas.
 
-        Returns the weight batch's loss and accuracy, for callbacks.
+        Returns the weight batch's loss and score, for callbacks.
         """
         weight_optimizer, alpha_optimizer = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
-        gradient = self.step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)
-        loss, logits = self.step_weights(batch["weights"], weight_optimizer)
+        gradient = None
+        if self.current_epoch >= self.method.frozen_epochs:
+            gradient = self.step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)
+        loss, outputs = self.step_weights(batch["weights"], weight_optimizer)
 
-        labels = batch["weights"][1]
-        count = len(labels)
-        self.measure("train_loss", loss, count)
-        self.measure("train_accuracy", logits, labels)
-        self.measure("arch_loss", gradient.arch_loss, count)
-        self.measure("hypergradient_norm", norm(gradient.total), count)
-        if gradient.correction:
-            self.measure("correction_ratio", norm(gradient.correction) / norm(gradient.direct), count)
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        return {"loss": loss, "accuracy": accuracy}
+        targets = batch["weights"][1]
+        count = len(targets)
+        self.measure("train", loss, outputs, targets)
+        if gradient is not None:
+            self.measure_mean("arch_loss", gradient.arch_loss, count)
+            self.measure_mean("hypergradient_norm", norm(gradient.total), count)
+            if gradient.correction:
+                self.measure_mean("correction_ratio", norm(gradient.correction) / norm(gradient.direct), count)
+        return {"loss": loss, self.task.metric: self.task.score(outputs, targets)}
 
-    def step_alphas(self, batch: dict[str, Labelled], weight_optimizer: Any, alpha_optimizer: Any) -> AlphaGradient:
-        """Step the alphas along the hypergradient; the weights, their gradients and all buffers stay as they are."""
+    def step_alphas(self, batch: dict[str, Batch], weight_optimizer: Any, alpha_optimizer: Any) -> AlphaGradient:
+        """Step the alphas along the hypergradient and the penalty's gradient, and return the hypergradient.
+
+        The weights, their gradients and all buffers stay as they are.
+        """
         weights, alphas = self.weights(), self.alphas()
-        unrolls = self.hypergradient.order == 2
+        unrolls = self.hypergradient.unrolls
         gradient = self.hypergradient(
             Bilevel(
                 weight_loss=self.loss_on(batch["weights"]),
@@ -140,35 +172,73 @@ class SearchModule(TrainingModule):
                 average=processes.average,
             )
         )
-        self.check_finite("alphas", norm(gradient.total), gradient.arch_loss)
-        set_gradients(alphas.values(), (gradient.total[name] for name in alphas))
+        penalty = self.method.penalty_gradient(alphas, self.progress)
+        total = {name: grad + penalty[name] if name in penalty else grad for name, grad in gradient.total.items()}
+        self.check_finite("alphas", norm(total), gradient.arch_loss)
+        set_gradients(alphas.values(), (total[name] for name in alphas))
         alpha_optimizer.step()
         return gradient
 
-    def step_weights(self, batch: Labelled, weight_optimizer: Any) -> tuple[Tensor, Tensor]:
-        """Step the weights along their clipped gradient, and return the loss and the logits before the step."""
-        images, labels = batch
+    def step_weights(self, batch: Batch, weight_optimizer: Any) -> tuple[Tensor, Tensor]:
+        """Step the weights along their clipped gradient, and return the loss and the outputs before the step."""
+        inputs, targets = batch
         weights = list(self.weights().values())
-        alphas = {name: alpha.detach() for name, alpha in self.alphas().items()}
-        logits = self._call_with(alphas, images)
-        loss = F.cross_entropy(logits, labels)
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        set_gradients(weights, self.average_step(list(gradients)))
+        mixing = self._weights_step_mixing(batch)
+        self.seed_pass()
+        outputs = self._call_with({}, inputs, mixing)
+        loss = self.task.loss(outputs, targets)
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        set_gradients(weights, self.average_step(weights, gradients))
         gradient_norm = nn.utils.clip_grad_norm_(weights, self.gradient_clip)
         self.check_finite("weights", gradient_norm, loss)
         weight_optimizer.step()
-        return loss.detach(), logits.detach()
+        self._step += 1  # for whoever takes steps without a trainer, which sets it itself
+        return loss.detach(), outputs.detach()
 
-    def loss_on(self, batch: Labelled) -> Loss:
-        """Return the loss on a batch as a function of (weights, alphas) that leaves this module as it is."""
-        images, labels = batch
-        # BatchNorm writes its running statistics here: only the weight step's pass may count.
-        scratch = {name: module._buffers[key].clone() for name, module, key in self._buffers_by_name}  # pyright: ignore[reportOptionalMemberAccess]
+    @property
+    def progress(self) -> Progress:
+        """How far the search is."""
+        return Progress(self.current_epoch, self._epochs)
+
+    def loss_on(self, batch: Batch) -> Loss:
+        """Return the loss on a batch as a function of (weights, alphas) that leaves this module as it is.
+
+        All such functions of one search step have the same noise in their mixing weights, and random operations such as
+        dropout draw the same numbers in each call: a difference of two calls is of weights and alphas alone.
+        """
+        inputs, targets = batch
+        noise, progress, scratch = self._noise(), self.progress, self._scratch()
 
         def loss(weights: Tensors, alphas: Tensors) -> Tensor:
-            return F.cross_entropy(self._call_with({**weights, **alphas, **scratch}, images), labels)
+            self.seed_pass()
+            mixing = self.method.mixing_weights(alphas, noise, progress)
+            return self.task.loss(self._call_with({**weights, **scratch}, inputs, mixing), targets)
 
         return loss
+
+    def _scratch(self) -> Tensors:
+        """Return copies of all buffers. BatchNorm writes its running statistics there: only the weights' step may count."""
+        return {name: module._buffers[key].clone() for name, module, key in self._buffers_by_name}  # pyright: ignore[reportOptionalMemberAccess]
+
+    def _noise(self) -> Tensors:
+        """Return the noise of this search step, the same on all processes."""
+        return self.method.draw(self.alphas(), self._generator("noise"))
+
+    def _weights_step_mixing(self, batch: Batch) -> Tensors:
+        """Return the mixing weights of the weights' step."""
+        inputs, targets = batch
+
+        def loss(mixing: Tensors) -> Tensor:
+            self.seed_pass()
+            return self.task.loss(self._call_with(self._scratch(), inputs, mixing), targets)
+
+        return self.method.weights_step_mixing(
+            _detached(self.alphas()), self._noise(), self.progress, loss, self._generator("perturbation")
+        )
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        """Return a generator that is a function of the place in the run, and not of the process."""
+        return torch.Generator().manual_seed(derive_seed(purpose, self.seed, self.current_epoch, self._step))
 
     def on_train_epoch_end(self) -> None:
         """Step the schedule, which Lightning leaves to manual optimisation, and see that all processes agree."""
@@ -176,19 +246,22 @@ class SearchModule(TrainingModule):
         assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
         scheduler.step()  # pyright: ignore[reportCallIssue]
         alphas = {name: alpha.tolist() for name, alpha in self.alphas().items()}
-        first, *others = processes.gather((alphas, self.net.derive().to_json()))
+        first, *others = processes.gather((alphas, self.derive().to_json()))
         if any(other != first for other in others):
             raise RuntimeError(f"alphas or genotype differ between processes after epoch {self.current_epoch}")
 
-    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure the supernet with its running statistics."""
-        images, labels = batch
-        logits = self.net(channels_last(images))
-        self.measure("val_loss", F.cross_entropy(logits, labels), len(labels))
-        self.measure("val_accuracy", logits, labels)
+        inputs, targets = batch
+        outputs = self._call_with({}, inputs, self.method.evaluated(_detached(self.alphas())))
+        self.measure("val", self.task.loss(outputs, targets), outputs, targets)
 
 
 def check_precision(precision: str) -> None:
     """Raise a `ConfigError` for a precision in which gradients by `torch.autograd.grad` would be scaled or too coarse."""
     if precision not in PRECISIONS:
-        raise unknown("trainer.precision for search:", precision, PRECISIONS)
+        raise unknown("precision of a search", precision, PRECISIONS)
+
+
+def _detached(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach() for name, tensor in tensors.items()}

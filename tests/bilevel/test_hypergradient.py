@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from problems import quadratic, real_cells, with_bug
+from problems import quadratic, real_cells
 
 from src.bilevel import hypergradient as module
-from src.bilevel import unroll
+from src.bilevel import precision
 from src.bilevel.hypergradient import Bilevel, Exact, FiniteDifference, FirstOrder, Hypergradient, OneSided, of_order
+from src.bilevel.unroll import VirtualStep
 
 SECOND_ORDER = (FiniteDifference(), OneSided(), Exact())
 
@@ -160,7 +165,7 @@ def test_a_vanishing_v_gives_the_direct_term() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, float("inf"), float("nan")])
 def test_epsilon_is_checked(epsilon: float) -> None:
-    with pytest.raises(ValueError, match="allowed are numbers above 0"):
+    with pytest.raises(ValueError, match="epsilon must be a number above 0"):
         FiniteDifference(epsilon=epsilon)
 
 
@@ -169,28 +174,93 @@ def test_of_order() -> None:
     assert isinstance(of_order(2), FiniteDifference)
 
 
-# Each of these bugs was, or still is, in a published implementation. Put back, it must be noticed.
+# Each of these bugs was, or still is, in a published implementation. Each replaces one piece of the code under test.
+
+
+def _difference_of_the_wrong_scale(patch: pytest.MonkeyPatch) -> None:
+    """(p - n) / 2 * e in place of (p - n) / (2 e): the correction is e^2 times too small."""
+    combine = module._combine
+    patch.setattr(
+        module,
+        "_combine",
+        lambda direct, mixed, lr, loss: combine(direct, {k: 1e-4 * m for k, m in mixed.items()}, lr, loss),
+    )
+
+
+def _both_sides_the_same(patch: pytest.MonkeyPatch) -> None:
+    move = Bilevel.moved_weights
+    patch.setattr(Bilevel, "moved_weights", lambda self, direction, distance: move(self, direction, abs(distance)))
+
+
+def _correction_added(patch: pytest.MonkeyPatch) -> None:
+    combine = module._combine
+    patch.setattr(module, "_combine", lambda direct, mixed, lr, loss: combine(direct, mixed, -lr, loss))
+
+
+def _v_at_the_old_weights(patch: pytest.MonkeyPatch) -> None:
+    at = Bilevel.at
+    patch.setattr(Bilevel, "at", lambda self, virtual: at(self, self.weights))
+
+
+def _virtual_step_without_effect(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(VirtualStep, "__call__", lambda self, weights, gradients: dict(weights))
+
+
+def _virtual_step_without(**changes: object) -> Callable[[pytest.MonkeyPatch], None]:
+    def put_back(patch: pytest.MonkeyPatch) -> None:
+        step: Any = VirtualStep.__call__
+        patch.setattr(
+            VirtualStep,
+            "__call__",
+            lambda self, weights, gradients: step(dataclasses.replace(self, **changes), weights, gradients),
+        )
+
+    return put_back
+
+
 TRAPS = {
-    "the difference multiplied by e": (module, "/ (2 * e)", "/ 2.0 * e"),
-    "both sides of the difference the same": (module, "problem.moved_weights(v, -e)", "problem.moved_weights(v, e)"),
-    "the correction added": (module, "-lr * product", "lr * product"),
-    "v taken at the old weights": (module, "leaves(virtual)", "leaves(self.weights)"),
-    "a virtual step without effect": (unroll, "alpha=-self.lr", "alpha=0.0"),
-    "no momentum in the virtual step": (unroll, "alpha=self.momentum", "alpha=0.0"),
-    "no weight decay in the virtual step": (unroll, "alpha=self.weight_decay", "alpha=0.0"),
+    "the difference multiplied by e": _difference_of_the_wrong_scale,
+    "both sides of the difference the same": _both_sides_the_same,
+    "the correction added": _correction_added,
+    "v taken at the old weights": _v_at_the_old_weights,
+    "a virtual step without effect": _virtual_step_without_effect,
+    "no momentum in the virtual step": _virtual_step_without(velocity=None),
+    "no weight decay in the virtual step": _virtual_step_without(weight_decay=0.0),
 }
 
 
 @pytest.mark.parametrize("trap", TRAPS)
-def test_known_bugs_are_noticed(trap: str) -> None:
-    where, right, wrong = TRAPS[trap]
+def test_known_bugs_are_noticed(trap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, answer = quadratic()
-    broken = with_bug(where, right, wrong)
-    if where is unroll:
-        step = broken.VirtualStep(**vars(problem.step))
-        result = FiniteDifference()(
-            Bilevel(problem.weight_loss, problem.arch_loss, problem.weights, problem.alphas, step)
-        )
-    else:
-        result = broken.FiniteDifference()(broken.Bilevel(**vars(problem)))
-    assert relative_error(flat(result.total), answer) > 1e-4
+    TRAPS[trap](monkeypatch)
+    assert relative_error(flat(FiniteDifference()(problem).total), answer) > 1e-4
+
+
+def test_differences_are_taken_without_tf32_forward_and_backward() -> None:
+    """cuDNN's convolutions round to 10 bits by default; a difference of two such gradients is mostly rounding."""
+    seen: dict[str, list[tuple[object, ...]]] = {"forward": [], "backward": []}
+
+    def flags() -> tuple[object, ...]:
+        return tuple(getattr(part, name) for part, name, _ in precision._switches())
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen["forward"].append(flags())
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, *grads):
+            seen["backward"].append(flags())
+            return grads[0]
+
+    problem, answer = quadratic()
+    before = flags()
+    off = tuple(value for *_, value in precision._switches())
+    watched = dataclasses.replace(
+        problem, weight_loss=lambda w, a: problem.weight_loss(w, {"a": Watched.apply(a["a"])})
+    )
+    assert relative_error(flat(FiniteDifference()(watched).total), answer) < 1e-10
+    assert seen["forward"][1:] == [off, off]  # the first is the virtual step's
+    assert seen["backward"] == [off, off]
+    assert flags() == before != off

@@ -62,5 +62,5 @@ def test_xi_is_the_current_learning_rate() -> None:
 )
 def test_other_optimisers_are_refused(make) -> None:
     parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
-    with pytest.raises(ValueError, match=r"allowed is torch\.optim\.SGD"):
+    with pytest.raises(ValueError, match=r"must be torch\.optim\.SGD with one group"):
         VirtualStep.of(make(parameters), {"a": parameters[0], "b": parameters[1]})

@@ -14,10 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from torch import Tensor, nn
 
 from src.bilevel.hypergradient import FirstOrder
+from src.data.tasks import Classification
 from src.spaces.choices import LayerChoice
 from src.training.search import SearchModule
 
 CLASSES, SHAPE, BATCHES = 3, (1, 2, 2), 4
+TASK = Classification([str(label) for label in range(CLASSES)])
 
 
 class Space(nn.Module):
@@ -59,7 +61,7 @@ def search_module(space: nn.Module) -> SearchModule:
     torch.manual_seed(1)
     return SearchModule(
         space,
-        num_classes=CLASSES,
+        task=TASK,
         hypergradient=FirstOrder(),
         weight_optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         alpha_optimizer=functools.partial(torch.optim.Adam, lr=0.05),

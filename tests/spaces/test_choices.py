@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from src.architectures.architecture import Architecture
+from src.methods.discretizers import Strongest
 from src.spaces.choices import InputChoice, LayerChoice, fix
 from src.spaces.relaxed import RelaxedSpace
 
@@ -61,7 +62,7 @@ def test_derive_and_fix() -> None:
         net.alphas["twins"].copy_(torch.tensor([0.0, 1.0]))
         net.alphas["third"].copy_(torch.tensor([1.0, 0.0]))
         net.alphas["read"].copy_(torch.tensor([0.5, -1.0, 0.2]))
-    architecture = net.derive()
+    architecture = Strongest()(net.by_name(net.softmax()), net.spec)
     assert architecture.choices == {"twins": "linear", "third": "relu", "read": ("early", "late")}
     space = Perceptron()
     first, second, third, head = space.first, space.second, space.third, space.head

@@ -16,6 +16,7 @@ from torch import distributed as dist
 
 from src.bilevel.hypergradient import Exact, FiniteDifference, FirstOrder, OneSided
 from src.common.batch_norm import synchronise
+from src.data.tasks import Classification
 from src.fast.fused import FusedSupernet
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
@@ -24,6 +25,7 @@ from src.training.retrain import RetrainModule
 from src.training.search import SearchModule
 
 CLASSES, SHAPE, BATCH, STEPS = 3, (2, 8, 8), 6, 3
+TASK = Classification([str(label) for label in range(CLASSES)])
 HYPERGRADIENTS = {
     "first_order": FirstOrder(),
     "finite_difference": FiniteDifference(),
@@ -65,7 +67,7 @@ def search(space: str, hypergradient: str, *, synced: bool, rank: int = 0, world
     torch.manual_seed(1)
     module = SearchModule(
         net,
-        num_classes=CLASSES,
+        task=TASK,
         hypergradient=HYPERGRADIENTS[hypergradient],
         weight_optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=3e-4),
         alpha_optimizer=functools.partial(torch.optim.Adam, lr=3e-3, betas=(0.5, 0.999), weight_decay=1e-3),
@@ -80,7 +82,7 @@ def search(space: str, hypergradient: str, *, synced: bool, rank: int = 0, world
         own = {name: share(batch, rank, world, synced=synced) for name, batch in (("weights", weights), ("arch", arch))}
         gradient = module.step_alphas(own, weight_optimizer, alpha_optimizer).total
         module.step_weights(own["weights"], weight_optimizer)
-    return {"gradient": gradient, "state": module.net.state_dict(), "genotype": module.net.derive().to_json()}
+    return {"gradient": gradient, "state": module.net.state_dict(), "genotype": module.derive().to_json()}
 
 
 def retrain(*, synced: bool, rank: int = 0, world: int = 1) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def retrain(*, synced: bool, rank: int = 0, world: int = 1) -> dict[str, Any]:
     )
     module = RetrainModule(
         network,
-        num_classes=CLASSES,
+        task=TASK,
         optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         scheduler=functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2),
         drop_path=0.0,

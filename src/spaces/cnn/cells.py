@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,11 @@ def stem(channels_in: int, channels_out: int) -> nn.Module:
     )
 
 
+def searched_operations(candidates: Sequence[str], stride: int, channels: int) -> dict[str, nn.Module]:
+    """Return the candidates of an edge, in the form in which they are searched."""
+    return {name: OPERATIONS[name](channels, stride, True) for name in candidates}
+
+
 class Node(nn.Module):
     """A node of a cell: an edge from every earlier state, of which two are kept in the end."""
 
@@ -89,8 +95,8 @@ class Node(nn.Module):
         self.edges = nn.ModuleList()
         for state, key in enumerate(keys):
             stride = 2 if plan.reduction and state < 2 else 1
-            operations = {name: OPERATIONS[name](plan.channels, stride, True) for name in candidates}
-            self.edges.append(LayerChoice(operations, key=key))
+            build = partial(searched_operations, candidates, stride)
+            self.edges.append(LayerChoice.of_width(build, plan.channels, key=key))
         self.switch = InputChoice(keys, n_chosen=EDGES_PER_NODE, key=switch_key(plan.kind, index))
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:

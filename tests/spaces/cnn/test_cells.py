@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from src.methods.discretizers import Strongest
 from src.runs.build import count_macs, count_params
 from src.spaces.choices import LayerChoice
 from src.spaces.cnn.cells import Supernet
@@ -88,7 +89,7 @@ def test_derived_by_hand() -> None:
     with torch.no_grad():
         for key, values in weights.items():
             net.alphas[key].copy_(torch.tensor(values).log())
-    choices = net.derive().choices
+    choices = Strongest()(net.by_name(net.softmax()), net.spec).choices
     assert choices["normal_n2_p0"] == "skip_connect"
     assert choices["normal_n2_p1"] == "sep_conv_3x3"
     assert choices["normal_n3_p0"] is None

@@ -1,0 +1,146 @@
+"""A method: one choice in each slot, and which choices go together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from src.architectures.architecture import Architecture, Spec
+from src.common.errors import ConfigError, must_be
+from src.methods.discretizers import Discretizer, MixingWeights, Strongest
+from src.methods.mixed_ops import MixedOp
+from src.methods.penalties import Penalty
+from src.methods.perturbations import Perturbation
+from src.methods.relaxations import Relaxation, Softmax
+from src.methods.schedules import Progress
+from src.spaces.relaxed import ALPHAS, EDGES, RelaxedSpace, softmax
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a search weighs candidates, and what becomes of the weights; the defaults are DARTS.
+
+    Architecture parameters come by the names that they have in a `RelaxedSpace`: `alphas.{key}`, and `edges.{key}` for
+    the weights of edges.
+
+    Attributes:
+        name: what a run's record calls the method.
+        relaxation: from alphas to mixing weights.
+        mixed_op: what stands in the place of each LayerChoice while searching; None is the choice itself.
+        edge_weights: whether each edge has a weight of its own, a softmax over the edges of a node. Implements equation
+            3 of arXiv 1907.05737 (edge normalisation).
+        penalty: what is added to the loss of the alphas.
+        perturbation: what is done to the mixing weights in the weights' step.
+        discretizer: from mixing weights to an architecture.
+        frozen_epochs: for how many epochs the weights alone are trained, at first.
+
+    Raises:
+        ConfigError: choices that do not go together.
+    """
+
+    name: str = "darts"
+    relaxation: Relaxation = Softmax()
+    mixed_op: MixedOp | None = None
+    edge_weights: bool = False
+    penalty: Penalty | None = None
+    perturbation: Perturbation | None = None
+    discretizer: Discretizer = Strongest()
+    frozen_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if self.frozen_epochs < 0:
+            raise must_be("frozen_epochs", "0 or more", self.frozen_epochs)
+        for slot, choice in (("penalty", self.penalty), ("perturbation", self.perturbation)):
+            if choice is not None and self.relaxation.kind not in choice.fits:
+                raise ConfigError(
+                    f"{slot} {type(choice).__name__} needs a relaxation of the kind {' or '.join(sorted(choice.fits))}, "
+                    f"got {type(self.relaxation).__name__} ({self.relaxation.kind})"
+                )
+        if self.edge_weights != self.discretizer.ranks_by_edge_weights:
+            needed = "a discretizer that ranks by them" if self.edge_weights else "edge_weights=true"
+            what = "edge weights need" if self.edge_weights else "this discretizer needs"
+            raise ConfigError(f"{what} {needed}, got discretizer {type(self.discretizer).__name__}")
+
+    def check_order(self, *, unrolls: bool) -> None:
+        """Raise a `ConfigError` if the hypergradient is of an order that the relaxation has no gradient for."""
+        if unrolls and not self.relaxation.second_order:
+            raise ConfigError(
+                f"order must be 1 with the relaxation {type(self.relaxation).__name__}: it draws one candidate, "
+                "which a second derivative does not see"
+            )
+
+    def relax(self, space: torch.nn.Module, *, init_scale: float = 1e-3) -> RelaxedSpace:
+        """Return the space with its alphas, each LayerChoice replaced as the method asks for; `space` is changed."""
+        return RelaxedSpace(space, init_scale=init_scale, mixed_op=self.mixed_op, edge_weights=self.edge_weights)
+
+    def draw(self, parameters: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
+        """Return the noise of one search step."""
+        return self.relaxation.draw(_under(ALPHAS, parameters), generator)
+
+    def mixing_weights(
+        self, parameters: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress
+    ) -> Tensors:
+        """Return the mixing weights of a pass in training, {key: (candidates,)}; edges' weights by their InputChoice."""
+        alphas = self.relaxation.mixing_weights(_under(ALPHAS, parameters), noise, progress)
+        return alphas | softmax(_under(EDGES, parameters))
+
+    def expected(self, parameters: Mapping[str, Tensor]) -> Tensors:
+        """Return the mixing weights without noise."""
+        return self.relaxation.expected(_under(ALPHAS, parameters)) | softmax(_under(EDGES, parameters))
+
+    def evaluated(self, parameters: Mapping[str, Tensor]) -> Tensors:
+        """Return the mixing weights that a supernet is validated with: as expected, or the likeliest path alone."""
+        if not self.relaxation.one_path:
+            return self.expected(parameters)
+        rows = self.relaxation.expected(_under(ALPHAS, parameters))
+        paths = {key: torch.zeros_like(row).scatter_(0, row.argmax(0, keepdim=True), 1.0) for key, row in rows.items()}
+        return paths | softmax(_under(EDGES, parameters))
+
+    def penalty_gradient(self, parameters: Mapping[str, Tensor], progress: Progress) -> Tensors:
+        """Return the gradient of the penalty by the parameters it depends on; empty without a penalty."""
+        if self.penalty is None:
+            return {}
+        leaves = {
+            name: value.detach().requires_grad_() for name, value in parameters.items() if name.startswith(ALPHAS)
+        }
+        value = self.penalty(_under(ALPHAS, leaves), progress)
+        gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(leaves, gradients, strict=True))
+
+    def weights_step_mixing(
+        self,
+        parameters: Mapping[str, Tensor],
+        noise: Mapping[str, Tensor],
+        progress: Progress,
+        loss: Callable[[Tensors], Tensor],
+        generator: torch.Generator,
+    ) -> Tensors:
+        """Return the mixing weights of the weights' step: those of the other passes, perturbed; edges' weights are not.
+
+        Args:
+            parameters: see above; without a graph.
+            noise: of the search step.
+            progress: of the search.
+            loss: of the step's batch, as a function of the mixing weights.
+            generator: in the same state on all processes.
+        """
+        mixing = self.mixing_weights(parameters, noise, progress)
+        if self.perturbation is None:
+            return mixing
+        edges = {key: mixing[key] for key in _under(EDGES, parameters)}
+        rows = {key: row for key, row in mixing.items() if key not in edges}
+        return self.perturbation(rows, lambda rows: loss({**rows, **edges}), progress, generator) | edges
+
+    def derive(self, expected: MixingWeights, spec: Spec) -> Architecture:
+        """Return the architecture."""
+        return self.discretizer(expected, spec)
+
+
+def _under(prefix: str, parameters: Mapping[str, Tensor]) -> Tensors:
+    """Return the parameters whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}

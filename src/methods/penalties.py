@@ -1,0 +1,45 @@
+"""Penalties: functions of the alphas alone that are added to the loss on the arch half.
+
+Their gradient is added to the hypergradient. It is exact for both orders, since no weights are in it, and costs no pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from src.methods.schedules import Linear, Progress, Schedule
+
+
+class Penalty(Protocol):
+    """What a method asks of a penalty. `fits` are the kinds of relaxations that it makes sense with."""
+
+    fits: ClassVar[frozenset[str]]
+
+    def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
+        """Return a scalar, given {key: (candidates,)}."""
+        ...
+
+
+@dataclass(frozen=True)
+class BetaDecay:
+    """lambda * mean over keys of log sum exp(alpha): Beta-DARTS.
+
+    Its gradient is lambda * softmax(alpha) / keys. Implements equation 12 of arXiv 2203.01665 in the form of the official
+    code (optimizers/darts/architect.py), which has lambda = 50 epoch / 100 in its 100 epochs. That code has the penalty
+    on NAS-Bench-201 only, and none in its unrolled step; here it is the same for every space and both orders.
+
+    Attributes:
+        weight: lambda; from 0 towards 50 over the epochs.
+    """
+
+    weight: Schedule = Linear(0.0, 50.0, reaches_last=False)
+    fits: ClassVar[frozenset[str]] = frozenset({"softmax", "gumbel"})
+
+    def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
+        """Return lambda * mean over keys of log sum exp(alpha)."""
+        return self.weight(progress) * torch.stack([alpha.logsumexp(0) for alpha in alphas.values()]).mean()

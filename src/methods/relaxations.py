@@ -1,0 +1,118 @@
+"""Relaxations: from alphas to mixing weights. DARTS has the softmax.
+
+Alphas and mixing weights are {key: (candidates,)}. All relaxations work on each key by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from src.methods.schedules import Linear, Progress, Schedule
+from src.spaces.relaxed import by_size, softmax
+
+Tensors = dict[str, Tensor]
+
+
+class Relaxation(Protocol):
+    """What a method asks of a relaxation.
+
+    Attributes:
+        kind: `softmax`, `gumbel`, ...: what penalties, perturbations and discretizers say they fit.
+        one_path: whether mixing weights are one-hot, so that the chosen candidate alone has to run.
+        second_order: whether a second-order hypergradient means something: the mixing weights are a differentiable
+            function of the alphas.
+    """
+
+    kind: ClassVar[str]
+    one_path: ClassVar[bool]
+    second_order: ClassVar[bool]
+
+    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
+        """Return the noise of one search step. All passes of the step, on all processes, share it."""
+        ...
+
+    def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
+        """Return the mixing weights of a pass in training."""
+        ...
+
+    def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
+        """Return the mixing weights without noise: for validation, deriving and logging."""
+        ...
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """softmax(alpha). Implements equation 2 of arXiv 1806.09055."""
+
+    kind: ClassVar[str] = "softmax"
+    one_path: ClassVar[bool] = False
+    second_order: ClassVar[bool] = True
+
+    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
+        """Return no noise."""
+        return {}
+
+    def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
+        """Return softmax(alpha)."""
+        return softmax(alphas)
+
+    def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
+        """Return softmax(alpha)."""
+        return softmax(alphas)
+
+
+@dataclass(frozen=True)
+class GumbelHard:
+    """One candidate of each choice, drawn by the Gumbel-max trick, with the gradient of the relaxed draw: GDAS.
+
+    With Gumbel noise g and p = softmax((log softmax(alpha) + g) / tau), the mixing weights are the one-hot vector of the
+    largest p; their gradient is that of p. Implements equations 3 to 7 of arXiv 1910.04465.
+
+    Of the two gradients in the official code, this is the one of its DARTS space: candidates that were not drawn are not
+    called and take no part in the gradient. Its NAS-Bench-201 code adds their weights as zeros and so lets a gradient
+    flow into them. The official code draws for the alphas' step and the weights' step separately; here one draw serves
+    both, so that all passes of a search step see one network.
+
+    Attributes:
+        temperature: tau; the paper's is 10 in the first epoch and 0.1 in the last.
+    """
+
+    temperature: Schedule = Linear(10.0, 0.1)
+    kind: ClassVar[str] = "gumbel"
+    one_path: ClassVar[bool] = True
+    second_order: ClassVar[bool] = False
+
+    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
+        """Return standard Gumbel noise for every alpha, drawn on the CPU, so that every device sees the same."""
+        return {key: _gumbel(alpha, generator) for key, alpha in alphas.items()}
+
+    def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
+        """Return one-hot weights with the gradient of p."""
+        tau = self.temperature(progress)
+        result: Tensors = {}
+        for keys in by_size(alphas):
+            alpha = torch.stack([alphas[key] for key in keys])
+            gumbel = torch.stack([noise[key] for key in keys])
+            p = ((alpha.log_softmax(dim=1) + gumbel) / tau).softmax(dim=1)
+            one_hot = torch.zeros_like(p).scatter_(1, p.argmax(dim=1, keepdim=True), 1.0)
+            # The difference is exactly zero, so the weights are exactly one-hot.
+            result.update(zip(keys, (one_hot + (p - p.detach())).unbind(), strict=True))
+        return result
+
+    def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
+        """Return softmax(alpha), with which each candidate is drawn."""
+        return softmax(alphas)
+
+
+def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return standard Gumbel noise; an infinite draw is repeated, as in the official code of GDAS."""
+    while True:
+        exponential = torch.empty(like.shape, dtype=torch.float64).exponential_(generator=generator)
+        noise = -exponential.log()
+        if bool(noise.isfinite().all()):
+            return noise.to(like)

@@ -1,0 +1,46 @@
+"""Values that change over a search. A schedule is a pure function of the epoch, so a resumed search is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Progress(NamedTuple):
+    """How far a search is: the epoch, counted from 0, and the number of epochs."""
+
+    epoch: int
+    epochs: int
+
+
+Schedule = Callable[[Progress], float]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value in every epoch."""
+
+    value: float
+
+    def __call__(self, progress: Progress) -> float:
+        """Return the value."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A straight line from `first` in epoch 0 to `last`.
+
+    `last` is the value of the last epoch, E - 1, or with `reaches_last=False` that of epoch E, which is not trained.
+    Papers and codes do either, so each method says which.
+    """
+
+    first: float
+    last: float
+    reaches_last: bool = True
+
+    def __call__(self, progress: Progress) -> float:
+        """Return the value in an epoch."""
+        steps = progress.epochs - 1 if self.reaches_last else progress.epochs
+        return self.first + (self.last - self.first) * progress.epoch / max(1, steps)

@@ -29,7 +29,7 @@ from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.record import Record
-from src.spaces.cnn.genotypes import load_cells
+from src.spaces.cnn.formats import load_cells
 from src.training.retrain import RetrainModule
 
 

@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from src.data.sources import Digits
-from src.spaces.cnn.genotypes import NAMED_GENOTYPES, load_cells
+from src.spaces.cnn.formats import load_cells
+from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.training.search import SearchModule
 
 SEARCH_FILES = {

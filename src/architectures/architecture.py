@@ -1,8 +1,9 @@
-"""Architecture: what search hands to retrain, and the files that hold it.
+"""Architecture: what a search hands to a retrain, and the files that hold it.
 
-An architecture answers every choice of a search space: for a LayerChoice the name of one candidate (or nothing, when
-the edge it sits on was dropped), for an InputChoice the names of the inputs that were kept. The file is a flat JSON
-object, `{key: answer}`, the format of NNI 2.1; files written by NNI's DARTS example are read as they are.
+An architecture answers every choice of a search space. The answer to a LayerChoice is the name of one candidate, or
+nothing if the edge it sits on was dropped; the answer to an InputChoice is the names of the inputs that were kept. The
+file is a flat JSON object, `{key: answer}`. NNI 2.1 has the same layout; what the names of the operations are is the
+business of a space and its formats (src/spaces/cnn/formats).
 """
 
 from __future__ import annotations
@@ -16,18 +17,7 @@ from typing import Any
 from src.common.errors import ConfigError, shorten, unknown
 from src.common.files import write_whole
 
-MAX_FILE_BYTES = 1 << 20
-
-# The names NNI 2.1 gives to the paper's operations.
-NNI_NAMES = {
-    "maxpool": "max_pool_3x3",
-    "avgpool": "avg_pool_3x3",
-    "skipconnect": "skip_connect",
-    "sepconv3x3": "sep_conv_3x3",
-    "sepconv5x5": "sep_conv_5x5",
-    "dilconv3x3": "dil_conv_3x3",
-    "dilconv5x5": "dil_conv_5x5",
-}
+MAX_FILE_BYTES = 1 << 24  # a training log of hundreds of epochs holds a genotype, too
 
 
 @dataclass(frozen=True)
@@ -62,13 +52,15 @@ class Architecture:
     def parse(cls, raw: object, spec: Spec) -> Architecture:
         """Check `raw`, as decoded from JSON, against `spec` and return it in canonical form.
 
-        Answers may be names (also NNI's), indices, a list of either, or a multi-hot list of booleans or floats.
+        An answer may be a name, an index, a list of either, or a multi-hot list of booleans or floats.
 
         Raises:
             ConfigError: `raw` is not an architecture of this space; the message names the key and what is allowed.
         """
         if not isinstance(raw, dict):
-            raise ConfigError(f"an architecture is a JSON object of one answer a choice, not a {type(raw).__name__}")
+            raise ConfigError(
+                f"an architecture must be a JSON object with an answer for each choice, got {kind_of(raw)}"
+            )
         for key in raw:
             if key not in spec:
                 raise unknown("choice", key, spec)
@@ -81,24 +73,24 @@ class Architecture:
         choices: dict[str, Answer] = {}
         for key, rule in spec.items():
             if isinstance(rule, InputSpec):
-                chosen = _select(key, raw[key], rule.inputs)
+                chosen = options_in(key, raw[key], rule.inputs)
                 if len(chosen) != rule.n_chosen:
                     raise ConfigError(
-                        f"{key} names {len(chosen)} inputs, allowed are {rule.n_chosen} of {', '.join(rule.inputs)}"
+                        f"{key} must name {rule.n_chosen} of {', '.join(rule.inputs)}, got {len(chosen)} of them"
                     )
                 choices[key] = chosen
                 kept.update(chosen)
                 dropped.update(name for name in rule.inputs if name not in chosen)
         for key, rule in spec.items():
             if isinstance(rule, LayerSpec):
-                chosen = _select(key, raw[key], rule.candidates)
+                chosen = options_in(key, raw[key], rule.candidates)
                 if key in dropped and key not in kept:
                     choices[key] = None
                 elif len(chosen) == 1:
                     choices[key] = chosen[0]
                 else:
                     raise ConfigError(
-                        f"{key} names {len(chosen)} operations, allowed is exactly one of {', '.join(rule.candidates)}"
+                        f"{key} must name exactly one of {', '.join(rule.candidates)}, got {len(chosen)} of them"
                     )
         return cls({key: choices[key] for key in spec})
 
@@ -107,7 +99,7 @@ class Architecture:
         return {key: answer if isinstance(answer, str) else list(answer or ()) for key, answer in self.choices.items()}
 
     def to_json(self) -> str:
-        """Return the file's text: a flat object with sorted keys, as NNI 2.1 writes it."""
+        """Return the text of the file: a flat object with sorted keys."""
         return json.dumps(self.to_plain(), indent=2, sort_keys=True) + "\n"
 
     def write(self, path: Path) -> None:
@@ -115,35 +107,17 @@ class Architecture:
         write_whole(path, self.to_json())
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object in an architecture file; nothing in the file is executed and its size is bounded.
+def options_in(key: str, answer: object, options: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the options that the answer to `key` names, in the order of `options`.
 
     Raises:
-        ConfigError: there is no such file, it is too large, or it does not hold a JSON object.
+        ConfigError: the answer has none of the forms that `Architecture.parse` takes, or names something else.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read genotype file {path}: {error.strerror}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"genotype file {path} is larger than {MAX_FILE_BYTES} bytes, no architecture is")
-    try:
-        raw = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"genotype file {path} is not valid JSON, truncated perhaps ({shorten(error)})") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"genotype file {path} holds a JSON {type(raw).__name__}, an architecture is an object")
-    return raw
-
-
-def _select(key: str, answer: object, options: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the options that `answer` names, in the order of `options`."""
     items = answer if isinstance(answer, list) else [answer]
     if items and (_all_are(bool, items) or _all_are(float, items)):
         if len(items) != len(options) or any(item not in (0, 1) for item in items):
             raise ConfigError(
-                f"{key} holds a multi-hot list {shorten(items)}, allowed are {len(options)} values of 0 or 1"
+                f"{key}: a multi-hot list must hold {len(options)} values of 0 or 1, got {shorten(items)}"
             )
         chosen = [option for option, item in zip(options, items, strict=True) if item]
     else:
@@ -153,18 +127,72 @@ def _select(key: str, answer: object, options: tuple[str, ...]) -> tuple[str, ..
     return tuple(option for option in options if option in chosen)
 
 
+def read_text(path: Path) -> str:
+    """Return the text of an architecture file, whose size is bounded.
+
+    Raises:
+        ConfigError: there is no such file, it is too large, or it is not text.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read genotype file {path}: {error.strerror}") from None
+    except ValueError:  # a null character in the path
+        raise ConfigError(f"cannot read genotype file {str(path)!r}: no file can have this name") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"genotype file {path} is larger than {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        return content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError:
+        raise ConfigError(f"genotype file {path} is not text") from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object in `text`; nothing in it is executed.
+
+    Raises:
+        ConfigError: the text is not a JSON object.
+    """
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not valid JSON, perhaps truncated ({shorten(error)})") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"an architecture must be a JSON object, got {kind_of(raw)}")
+    return raw
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in an architecture file.
+
+    Raises:
+        ConfigError: the file cannot be read or does not hold a JSON object.
+    """
+    text = read_text(path)
+    try:
+        return json_object(text)
+    except ConfigError as error:
+        raise ConfigError(f"genotype file {path}: {error}") from None
+
+
+def kind_of(value: object) -> str:
+    """Return what JSON calls the kind of a decoded value, with its article."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
+
+
 def _all_are(kind: type, items: list[object]) -> bool:
     return all(isinstance(item, kind) for item in items)
 
 
 def _option(key: str, item: object, options: tuple[str, ...]) -> str:
     if isinstance(item, str):
-        name = item if item in options else NNI_NAMES.get(item, item)
-        if name not in options:
+        if item not in options:
             raise unknown(f"answer to {key}:", item, options)
-        return name
+        return item
     if isinstance(item, int) and not isinstance(item, bool):
         if not 0 <= item < len(options):
-            raise ConfigError(f"{key} holds the index {shorten(item)}, allowed are 0 to {len(options) - 1}")
+            raise ConfigError(f"{key} must be an index from 0 to {len(options) - 1}, got {shorten(item)}")
         return options[item]
-    raise ConfigError(f"{key} holds {shorten(item)!r}, allowed are a name, an index or a list of {', '.join(options)}")
+    raise ConfigError(f"{key} must be a name, an index or a list of {', '.join(options)}, got {shorten(item)!r}")

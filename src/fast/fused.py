@@ -33,7 +33,7 @@ from src.fast import kernels
 from src.fast.branches import Branch, Incoming, Normal, Same, Statistics, affine_parameters, as_edges, branch_of
 from src.spaces.choices import LayerChoice
 from src.spaces.cnn.cells import Cell, CellPlan, Node, Supernet
-from src.spaces.cnn.genotypes import Node as NodeEdges
+from src.spaces.cnn.genotypes import NodeEdges
 from src.spaces.cnn.network import GenotypeCell, Network
 from src.spaces.cnn.operations import Zero
 

@@ -24,22 +24,14 @@ from src.reports.drawing import (
     to_svg,
     words,
 )
-from src.spaces.cnn.genotypes import Edge, Node
+from src.spaces.cnn.genotypes import Edge, NodeEdges
+from src.spaces.cnn.operations import OPERATIONS
 
 # Whoever draws a cell also wants it out of the figure.
-__all__ = ["FAMILIES", "STATE_NAMES", "cell_figure", "state_name", "to_array", "to_png", "to_svg"]
+__all__ = ["STATE_NAMES", "cell_figure", "state_name", "to_array", "to_png", "to_svg"]
 
 STATE_NAMES = ("cₖ₋₂", "cₖ₋₁")
 INPUTS = (("output of the", "cell before last", STATE_NAMES[0]), ("output of the", "last cell", STATE_NAMES[1]))
-FAMILIES = {
-    "sep_conv": "separable convolution",
-    "dil_conv": "dilated convolution",
-    "max_pool": "max pooling",
-    "avg_pool": "average pooling",
-    "skip_connect": "skip: passed on unchanged",
-    "none": "none: passes nothing on",
-}
-
 _JOINT, _PALE = "#9aa4ad", "#f1f3f5"
 
 # Points.
@@ -67,7 +59,7 @@ def state_name(state: int) -> str:
     return STATE_NAMES[state] if state < 2 else f"node {state}"
 
 
-def cell_figure(nodes: Sequence[Node], title: str) -> Figure:
+def cell_figure(nodes: Sequence[NodeEdges], title: str, *, among: Sequence[str] = ()) -> Figure:
     """Draw a cell: its two inputs at the left, a row for each node, its output at the right.
 
     A node stands in the column after those of the states it takes, and an edge goes down in the free channel right of
@@ -77,13 +69,14 @@ def cell_figure(nodes: Sequence[Node], title: str) -> Figure:
     Args:
         nodes: the edges of each node, as in `Genotype.normal`; node i is state i + 2.
         title: the line above the drawing.
+        among: the operations of all pictures that are to agree in their colours; by default this cell's.
     """
     with settings():
         rows = _rows(nodes)
         columns = _columns(rows)
         channels = _channels(rows, columns)
         operations = [edge.operation for node in nodes for edge in node]
-        colour_of = colours(operations)
+        colour_of = colours([*among, *operations])
         label_width = 16 + max((text_width(words(name), _LABEL_SIZE) for name in operations), default=0.0)
 
         # The right end of each column, then the left end of the next one: between them lies the channel.
@@ -114,13 +107,13 @@ def cell_figure(nodes: Sequence[Node], title: str) -> Figure:
             _box(axes, _MARGIN, middle - _INPUT_HEIGHT / 2, _INPUT_WIDTH, _INPUT_HEIGHT, face=_PALE, edge=_JOINT)
             _lines_of_text(axes, _MARGIN + _INPUT_WIDTH / 2, middle, text)
         _draw_output(axes, rows, concat_left)
-        families = {_family(name): colour_of[name] for name in sorted(set(operations), reverse=True)}
-        entries = [(families[name], FAMILIES.get(name, name)) for name in sorted(families, key=_family_order)]
+        families = {_family(name): colour_of[name] for name in reversed(in_order(operations))}
+        entries = [(colour, family) for family, colour in reversed(families.items())]
         legend(axes, [*entries, (_JOINT, "joined into the output")], left=_MARGIN, top=height - 26, width=width)
     return figure
 
 
-def _rows(nodes: Sequence[Node]) -> list[_Row]:
+def _rows(nodes: Sequence[NodeEdges]) -> list[_Row]:
     """Lay the nodes out from top to bottom.
 
     Edges of a node stand so that as few as possible cross: the later their state, the higher, inputs below.
@@ -243,10 +236,12 @@ def _lines_of_text(axes: Axes, x: float, middle: float, lines: Sequence[str]) ->
         axes.text(x, y, line, size=8.5, color=INK if len(lines) == 1 else MUTED, ha="center", va="center")
 
 
+def in_order(operations: Sequence[str]) -> list[str]:
+    """Return the operations, each once: those that are registered in the order of the registry, then all others."""
+    others = sorted(name for name in set(operations) if name not in OPERATIONS)
+    return [name for name in OPERATIONS if name in operations] + others
+
+
 def _family(operation: str) -> str:
-    return next((family for family in FAMILIES if operation.startswith(family)), words(operation))
-
-
-def _family_order(family: str) -> tuple[int, str]:
-    known = list(FAMILIES)
-    return (known.index(family) if family in known else len(known)), family
+    known = OPERATIONS.get(operation)
+    return drawable(known.family, 32) if known else words(operation)

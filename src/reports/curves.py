@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,11 +27,11 @@ from src.reports.drawing import (
     text_width,
     words,
 )
+from src.spaces.cnn.genotypes import edge_of
 
 Weights = Mapping[str, Mapping[str, Sequence[float]]]
 """Softmax weights: key of a choice -> candidate -> one value an epoch."""
 
-EDGE_KEY = re.compile(r"(normal|reduce)_n([0-9]{1,3})_p([0-9]{1,3})")
 CELL_NAMES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 _SERIES = {
@@ -115,23 +114,10 @@ def chart_figure(chart: Chart, epochs: Sequence[float], values: Mapping[str, Seq
     return figure
 
 
-def split_keys(keys: Iterable[str]) -> tuple[dict[str, dict[tuple[int, int], str]], list[str]]:
-    """Sort keys into the cells' edges, as {cell: {(node, state): key}}, and those of any other search space."""
-    cells: dict[str, dict[tuple[int, int], str]] = {}
-    others = []
-    for key in keys:
-        match = EDGE_KEY.fullmatch(key)
-        if match and int(match[3]) < int(match[2]):
-            cells.setdefault(match[1], {})[int(match[2]), int(match[3])] = key
-        else:
-            others.append(key)
-    return {kind: cells[kind] for kind in CELL_NAMES if kind in cells}, others
-
-
 def edge_name(key: str) -> str:
     """Return how pictures name a choice: an edge of a cell as "state → node", any other by its key."""
-    match = EDGE_KEY.fullmatch(key)
-    return f"{state_name(int(match[3]))} → node {match[2]}" if match else drawable(key, 28)
+    place = edge_of(key)
+    return f"{state_name(place.state)} → node {place.node}" if place else drawable(key, 28)
 
 
 def weights_figure(

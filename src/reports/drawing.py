@@ -24,23 +24,11 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from src.common.errors import shorten
+from src.spaces.cnn.operations import OPERATIONS, SPARE_COLOURS
 
 PNG_DPI = 144
 FONT = "DejaVu Sans"  # comes with matplotlib
 INK, MUTED, FAINT = "#1f2429", "#66707a", "#d5dade"
-
-# One hue for each family of operations, its wider kernel lighter. `words` is how pictures name an operation.
-_LOOKS = {
-    "sep_conv_3x3": ("#1f5fa8", "separable conv 3x3"),
-    "sep_conv_5x5": ("#74a9df", "separable conv 5x5"),
-    "dil_conv_3x3": ("#b9540a", "dilated conv 3x3"),
-    "dil_conv_5x5": ("#f0a458", "dilated conv 5x5"),
-    "max_pool_3x3": ("#19754a", "max pool 3x3"),
-    "avg_pool_3x3": ("#70bf90", "average pool 3x3"),
-    "skip_connect": ("#c2185b", "skip"),
-    "none": ("#8b949c", "none"),
-}
-_SPARE_COLOURS = ("#6b4fa0", "#0f8b8d", "#8d6e3f", "#b08fd8", "#5c6b1f", "#d4849b", "#3c4a8c", "#9fb04a")
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": FONT,
@@ -51,17 +39,19 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
-def words(operation: str) -> str:
-    """Return how pictures name an operation: `sep_conv_3x3` is "separable conv 3x3"."""
-    look = _LOOKS.get(operation)
-    return look[1] if look else drawable(operation.replace("_", " "), 24)
+def words(candidate: str) -> str:
+    """Return the name of a candidate in pictures: of a registered operation its words, of any other its own name."""
+    known = OPERATIONS.get(candidate)
+    return drawable(known.words if known else candidate.replace("_", " "), 24)
 
 
-def colours(operations: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each operation: the known ones always have the same, others take spare ones in order."""
-    unknown = [name for name in dict.fromkeys(operations) if name not in _LOOKS]
-    spare = {name: _SPARE_COLOURS[i % len(_SPARE_COLOURS)] for i, name in enumerate(unknown)}
-    return {name: spare.get(name) or _LOOKS[name][0] for name in operations}
+def colours(candidates: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each candidate: a registered operation has its own, others take the spare ones in order."""
+    known = {name: OPERATIONS[name].colour for name in candidates if name in OPERATIONS}
+    spare = [colour for colour in SPARE_COLOURS if colour not in known.values()] or SPARE_COLOURS
+    others = [name for name in dict.fromkeys(candidates) if name not in known]
+    found = known | {name: spare[i % len(spare)] for i, name in enumerate(others)}
+    return {name: found[name] for name in candidates}
 
 
 def drawable(text: object, limit: int = 60) -> str:

@@ -13,30 +13,21 @@ from matplotlib.figure import Figure
 
 from src.architectures.architecture import Answer
 from src.common.errors import ConfigError
-from src.reports.cells import FAMILIES, cell_figure
+from src.reports.cells import cell_figure, in_order
 from src.reports.curves import (
     CELL_NAMES,
-    EDGE_KEY,
     chart_figure,
     charts,
     choices_figure,
     heat_figure,
     history_figure,
-    split_keys,
     weights_figure,
 )
 from src.reports.drawing import colours, to_svg, words
 from src.runs.saved import SavedRun
-from src.spaces.cnn.genotypes import Genotype, parse_cells
+from src.spaces.cnn.genotypes import Genotype, edge_of, parse_cells, split_keys
+from src.spaces.cnn.operations import OPERATIONS
 
-_MEANINGS = {
-    "sep_conv": "filters each channel by itself, then mixes the channels with a 1x1 convolution; both twice",
-    "dil_conv": "filters each channel by itself, with gaps between the filter's points to see more of the image, then mixes them",
-    "max_pool": "takes the largest of 3x3 neighbouring values",
-    "avg_pool": "takes the mean of 3x3 neighbouring values",
-    "skip_connect": "passes its input on as it is; where a reduction cell halves the image, through a 1x1 convolution",
-    "none": "passes nothing on; searched, but never part of a derived cell",
-}
 UNKNOWN = "-"
 _SPLITS = {"test": "test accuracy", "val": "validation accuracy"}
 
@@ -65,7 +56,7 @@ def render_page(record: SavedRun) -> str:
         error=record.result.get("error"),
         sentence=_sentence(record),
         facts=_facts(record),
-        cells=[_svg(cell_figure(nodes, CELL_NAMES[kind])) for kind, nodes in cells.items()],
+        cells=[_svg(cell_figure(nodes, CELL_NAMES[kind], among=_used(cells))) for kind, nodes in cells.items()],
         operations=_operations(cells),
         answers=[] if cells else [Row(key, _plain(answer)) for key, answer in sorted(record.genotype.items())],
         curves=_curves(record),
@@ -159,13 +150,15 @@ def _facts(record: SavedRun) -> list[Row]:
 
 def _cells(answers: Mapping[str, Answer]) -> dict[str, Any]:
     """Return the cells of an architecture by kind; none where it is not of the CNN cell space."""
-    if not any(EDGE_KEY.fullmatch(key) for key in answers):
+    if not any(edge_of(key) for key in answers):
         return {}
     plain: dict[str, object] = {
         key: answer if isinstance(answer, str) else list(answer or ()) for key, answer in answers.items()
     }
+    # A run's own operations are drawn although the module that registers them is not imported here.
+    own = [answer for answer in answers.values() if isinstance(answer, str)]
     try:
-        genotype = Genotype.from_architecture(parse_cells(plain))
+        genotype = Genotype.from_architecture(parse_cells(plain, also=own))
     except ConfigError:
         return {}
     return {"normal": genotype.normal, "reduce": genotype.reduce}
@@ -173,11 +166,13 @@ def _cells(answers: Mapping[str, Answer]) -> dict[str, Any]:
 
 def _operations(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return (colour, name, meaning) of every operation in the cells."""
-    used = sorted({edge.operation for nodes in cells.values() for node in nodes for edge in node})
-    families = list(FAMILIES)
-    found = {name: next(family for family in families if name.startswith(family)) for name in used}
-    used.sort(key=lambda name: (families.index(found[name]), name))
-    return [(colours([name])[name], words(name), _MEANINGS[found[name]]) for name in used]
+    used = _used(cells)
+    meanings = {name: OPERATIONS[name].meaning if name in OPERATIONS else "" for name in used}
+    return [(colours(used)[name], words(name), meaning) for name, meaning in meanings.items()]
+
+
+def _used(cells: Mapping[str, Any]) -> list[str]:
+    return in_order([edge.operation for nodes in cells.values() for node in nodes for edge in node])
 
 
 def _curves(record: SavedRun) -> list[Markup]:

@@ -14,12 +14,12 @@ from matplotlib.text import Text
 
 from src.reports.cells import cell_figure
 from src.reports.drawing import to_array, to_png, to_svg, words
-from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES, Edge, Node
+from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES, Edge, NodeEdges
 
 PUBLISHED = [cell for genotype in NAMED_GENOTYPES.values() for cell in (genotype.normal, genotype.reduce)]
 
 
-def random_cell(nodes: int, seed: int) -> tuple[Node, ...]:
+def random_cell(nodes: int, seed: int) -> tuple[NodeEdges, ...]:
     draw = random.Random(seed)
     return tuple(
         tuple(Edge(draw.choice(CANDIDATES[1:]), state) for state in draw.sample(range(index), 2))
@@ -44,7 +44,7 @@ def boxes(figure: Figure) -> list[tuple[float, float, float, float]]:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_operation_is_named_as_often_as_the_cell_has_it(cell: tuple[Node, ...]) -> None:
+def test_every_operation_is_named_as_often_as_the_cell_has_it(cell: tuple[NodeEdges, ...]) -> None:
     drawn = texts(to_svg(cell_figure(cell, "A cell")))
     operations = [words(edge.operation) for node in cell for edge in node]
     assert {name: drawn.count(name) for name in operations} == {name: operations.count(name) for name in operations}
@@ -53,7 +53,7 @@ def test_every_operation_is_named_as_often_as_the_cell_has_it(cell: tuple[Node, 
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_frames_do_not_overlap_and_text_stays_in_the_picture(cell: tuple[Node, ...]) -> None:
+def test_frames_do_not_overlap_and_text_stays_in_the_picture(cell: tuple[NodeEdges, ...]) -> None:
     figure = cell_figure(cell, "A cell")
     frames = boxes(figure)
     assert len(frames) == sum(map(len, cell)) + len(cell) + 3  # operations, nodes, two inputs and the output
@@ -69,7 +69,7 @@ def test_frames_do_not_overlap_and_text_stays_in_the_picture(cell: tuple[Node, .
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_edges_lead_from_their_state_through_their_operation_and_pass_no_frame(cell: tuple[Node, ...]) -> None:
+def test_edges_lead_from_their_state_through_their_operation_and_pass_no_frame(cell: tuple[NodeEdges, ...]) -> None:
     figure = cell_figure(cell, "A cell")
     *frames, first_input, second_input, _ = boxes(figure)
     lines = [

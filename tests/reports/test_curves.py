@@ -15,10 +15,10 @@ from src.reports.curves import (
     choices_figure,
     heat_figure,
     history_figure,
-    split_keys,
     weights_figure,
 )
 from src.reports.drawing import colours, to_svg
+from src.spaces.cnn.genotypes import split_keys
 
 NAN = math.nan
 KEYS = ["normal_n2_p0", "normal_n2_p1", "normal_n3_p0", "normal_n3_p1", "normal_n3_p2"]

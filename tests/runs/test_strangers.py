@@ -12,10 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.architectures.architecture import Architecture, load_json
+from src.architectures.architecture import Architecture, load_json, read_text
+from src.architectures.formats import Format
 from src.runs import checkpoints
 from src.runs.resume import read_settings
-from src.spaces.cnn.genotypes import NAMED_GENOTYPES, cell_spec, load_cells, parse_cells
+from src.spaces.cnn.formats import FORMATS, load_cells, read_cells
+from src.spaces.cnn.genotypes import NAMED_GENOTYPES, cell_spec, parse_cells
 
 GOOD = NAMED_GENOTYPES["DARTS_V2"].to_architecture()
 json_values = st.recursive(
@@ -60,7 +62,7 @@ def folder() -> Any:
         yield Path(name)
 
 
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(raw=st.dictionaries(keys, json_values, max_size=40) | json_values)
 def test_cells_of_any_value(raw: Any) -> None:
     parsed = error_or(parse_cells, raw) if isinstance(raw, dict) else None
@@ -68,7 +70,7 @@ def test_cells_of_any_value(raw: Any) -> None:
     error_or(lambda: Architecture.parse(raw, cell_spec(2)))
 
 
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(changes=st.dictionaries(keys, json_values, min_size=1, max_size=3))
 def test_genotype_with_changed_answers(changes: dict[str, Any]) -> None:
     parsed = error_or(parse_cells, {**GOOD.to_plain(), **changes})
@@ -76,13 +78,60 @@ def test_genotype_with_changed_answers(changes: dict[str, Any]) -> None:
         assert parse_cells({**parsed.to_plain()}) == parsed
 
 
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(content=damaged(GOOD.to_json().encode()))
 def test_genotype_file_of_any_bytes(content: bytes, folder: Path) -> None:
     path = folder / "genotype.json"
     path.write_bytes(content)
     error_or(load_json, path)
     error_or(load_cells, str(path))
+
+
+@pytest.mark.parametrize("written", [format for format in FORMATS if format.write], ids=lambda format: format.name)
+@settings(max_examples=300)
+@given(data=st.data())
+def test_genotype_of_every_format_with_any_damage(written: Format, data: st.DataObject, folder: Path) -> None:
+    assert written.write is not None
+    path = folder / "genotype"
+    path.write_bytes(data.draw(damaged(written.write(GOOD).encode())))
+    text = error_or(read_text, path)
+    if text is not None:
+        for format in FORMATS:
+            answers = error_or(format.parse, text)
+            assert answers is None or isinstance(answers, dict)
+        parsed = error_or(read_cells, text)
+        assert parsed is None or read_cells(parsed.to_json()) == parsed
+        assert parsed == error_or(load_cells, str(path))
+
+
+tokens = st.sampled_from(
+    [
+        *("Genotype(", ")", "[", "]", "(", ",", "=", "range(", "normal", "reduce_concat", "'", '"', "#", "\n", " "),
+        *("'skip_connect'", '"normal"', '"reduce":', '"normal/op_2_0":', "{", "}", ":", "0", "1", "2", "99999999999"),
+        *(
+            "normal_n2:",
+            "normal_n2_p0:",
+            "chosen",
+            "- ",
+            "  ",
+            "&a",
+            "*a",
+            "!!int",
+            "!!python/name:os.system",
+            "|",
+            "?",
+        ),
+    ]
+)
+
+
+@settings(max_examples=500)
+@given(text=st.lists(tokens, max_size=40).map("".join))
+def test_genotype_of_any_tokens(text: str) -> None:
+    for format in FORMATS:
+        assert isinstance(format.reads(text), bool)
+        error_or(format.parse, text)
+    error_or(read_cells, text)
 
 
 @settings(max_examples=500)

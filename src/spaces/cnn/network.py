@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from src.architectures.architecture import Architecture
 from src.common.errors import ConfigError
 from src.spaces.cnn.cells import CellPlan, plan_cells, preprocess, stem
-from src.spaces.cnn.genotypes import Genotype
-from src.spaces.cnn.genotypes import Node as NodeEdges
+from src.spaces.cnn.genotypes import Genotype, NodeEdges
 from src.spaces.cnn.operations import OPERATIONS
 
 

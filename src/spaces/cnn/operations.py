@@ -1,16 +1,31 @@
-"""The candidate operations of the CNN cell space (arXiv 1806.09055, section 3.1.1).
+"""The operations of the CNN cell space (arXiv 1806.09055, section 3.1.1), and all that is known of each.
 
-To add an operation, write its module and name it in `OPERATIONS`; `space.candidates` can then list it. All take and
-return (N, C, H, W) with C channels; at stride 2 they halve H and W, rounding up.
+An operation of your own is one registration, here or in any module of yours that is imported before the space is built:
+
+    @operation("gated_conv", words="gated conv 3x3", meaning="filters its input, then gates it with a sigmoid")
+    def gated_conv(channels: int, stride: int, searching: bool) -> nn.Module:
+        return GatedConv(channels, stride=stride, affine=not searching)
+
+`space.candidates` can then list `gated_conv`; it is searched, derived, retrained and drawn like the paper's operations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import importlib.util
+from collections import UserDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from src.common.errors import ConfigError
+
+Builder = Callable[[int, int, bool], nn.Module]
+Built = TypeVar("Built", bound=Builder)
 
 
 class Zero(nn.Module):
@@ -26,7 +41,7 @@ class Zero(nn.Module):
 
 
 class ReLUConvBN(nn.Sequential):
-    """ReLU, convolution, BatchNorm; the order all convolutions of the paper have."""
+    """ReLU, convolution, BatchNorm: the order in all convolutions of the paper."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, affine: bool) -> None:
         super().__init__(
@@ -37,7 +52,7 @@ class ReLUConvBN(nn.Sequential):
 
 
 class DilatedConv(nn.Sequential):
-    """A depthwise separable convolution: ReLU, depthwise, pointwise, BatchNorm; dilated by 2 the paper's dil_conv."""
+    """A depthwise separable convolution: ReLU, depthwise, pointwise, BatchNorm. The paper's dil_conv has dilation 2."""
 
     def __init__(self, channels: int, kernel: int, *, stride: int, dilation: int, affine: bool) -> None:
         super().__init__(
@@ -64,6 +79,19 @@ class SeparableConv(nn.Sequential):
         super().__init__(
             DilatedConv(channels, kernel, stride=stride, dilation=1, affine=affine),
             DilatedConv(channels, kernel, stride=1, dilation=1, affine=affine),
+        )
+
+
+class RowColumnConv(nn.Sequential):
+    """A convolution in two: ReLU, 1 x kernel, kernel x 1, BatchNorm; each halves its own side at stride 2."""
+
+    def __init__(self, channels: int, kernel: int, *, stride: int, affine: bool) -> None:
+        half = kernel // 2
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, (1, kernel), stride=(1, stride), padding=(0, half), bias=False),
+            nn.Conv2d(channels, channels, (kernel, 1), stride=(stride, 1), padding=(half, 0), bias=False),
+            nn.BatchNorm2d(channels, affine=affine),
         )
 
 
@@ -100,6 +128,117 @@ class Pool(nn.Module):
         return self.norm(self.pool(x))
 
 
+@dataclass(frozen=True)
+class Operation:
+    """An operation: how its module is built, and what reports and files of other programs call it.
+
+    Attributes:
+        build: returns the module for (channels, stride, searching). The module maps (N, C, H, W) to
+            (N, C, ceil(H / stride), ceil(W / stride)); stride is 1 or 2. While searching, no BatchNorm may have
+            parameters: they would rescale the operation's output, which undoes the mixing weight.
+        words: its name in pictures; by default the registered name with spaces.
+        family: the entry of a picture's legend that it shares with operations of its kind; by default `words`.
+        meaning: what it does to its input, for the report; by default the first line of the docstring of `build`.
+        colour: `#rrggbb`; by default one that no registered operation has.
+        foreign: its name in the files of other programs, by the name of the format.
+        takes_stride: whether `build` takes stride 2. If not, a `FactorizedReduce` halves the input of a module that is
+            built with stride 1.
+    """
+
+    build: Builder
+    words: str = ""
+    family: str = ""
+    meaning: str = ""
+    colour: str = ""
+    foreign: Mapping[str, str] = field(default_factory=dict)
+    takes_stride: bool = True
+
+    def __call__(self, channels: int, stride: int, searching: bool) -> nn.Module:
+        """Return the module of `channels` channels, in the form that is searched or that is retrained."""
+        if stride == 1 or self.takes_stride:
+            return self.build(channels, stride, searching)
+        reduce = FactorizedReduce(channels, channels, affine=not searching)
+        return nn.Sequential(reduce, self.build(channels, 1, searching))
+
+
+class Operations(UserDict[str, Operation]):
+    """The registry: name -> operation. What an entry leaves open is filled in when it is registered."""
+
+    def __setitem__(self, name: str, operation: Operation | Builder) -> None:
+        """Register an operation, or only its builder, under `name`, in place of any other of that name."""
+        if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise ValueError(
+                f"the name of an operation must be an identifier that nn.ModuleDict does not use: {name!r}"
+            )
+        if not isinstance(operation, Operation):
+            operation = Operation(operation)
+        words = operation.words or name.replace("_", " ")
+        lines = (getattr(operation.build, "__doc__", None) or "").strip().splitlines()
+        self.data[name] = replace(
+            operation,
+            words=words,
+            family=operation.family or words,
+            meaning=operation.meaning or (lines[0] if lines else ""),
+            colour=operation.colour or self._unused_colour(name),
+        )
+
+    def _unused_colour(self, name: str) -> str:
+        used = {operation.colour for other, operation in self.items() if other != name}
+        free = [colour for colour in SPARE_COLOURS if colour not in used]
+        return free[0] if free else SPARE_COLOURS[len(self) % len(SPARE_COLOURS)]
+
+
+def operation(
+    name: str,
+    *,
+    words: str = "",
+    family: str = "",
+    meaning: str = "",
+    colour: str = "",
+    foreign: Mapping[str, str] | None = None,
+    takes_stride: bool = True,
+) -> Callable[[Built], Built]:
+    """Register the decorated function or class as the operation `name`. Arguments as the attributes of `Operation`.
+
+    Raises:
+        ValueError: other code has registered the name.
+    """
+
+    def register(build: Built) -> Built:
+        known = OPERATIONS.get(name)
+        if known is not None and _origin(known.build) != _origin(build):
+            raise ValueError(f"the operation {name!r} is already registered, by {'.'.join(_origin(known.build))}")
+        OPERATIONS[name] = Operation(build, words, family, meaning, colour, foreign or {}, takes_stride)
+        return build
+
+    return register
+
+
+def _origin(build: Builder) -> tuple[str, str]:
+    """Return where a builder was written; a notebook's cell that runs again gives the same."""
+    return getattr(build, "__module__", ""), getattr(build, "__qualname__", type(build).__qualname__)
+
+
+def import_operations(modules: Iterable[str]) -> None:
+    """Import `modules`, which register operations; the current folder counts where Python's path has it.
+
+    Raises:
+        ConfigError: there is no such module. An error inside a module keeps its traceback.
+    """
+    for name in modules:
+        try:
+            found = importlib.util.find_spec(name)
+        except (ModuleNotFoundError, ValueError):  # a parent package is missing, or the name is no name
+            found = None
+        if found is None:
+            raise ConfigError(f"operations must name modules that Python finds, got {name!r}", argument="operations")
+        importlib.import_module(name)
+
+
+def _none(channels: int, stride: int, searching: bool) -> nn.Module:
+    return Zero(stride)
+
+
 def _skip(channels: int, stride: int, searching: bool) -> nn.Module:
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=not searching)
 
@@ -113,27 +252,95 @@ def _average_pool(channels: int, stride: int, searching: bool) -> nn.Module:
     return Pool(pool, channels, searching=searching)
 
 
-def _separable(kernel: int) -> Operation:
-    return lambda channels, stride, searching: SeparableConv(channels, kernel, stride=stride, affine=not searching)
+def _separable(kernel: int, *, colour: str, nni: str | None = None) -> Operation:
+    def build(channels: int, stride: int, searching: bool) -> nn.Module:
+        return SeparableConv(channels, kernel, stride=stride, affine=not searching)
 
-
-def _dilated(kernel: int) -> Operation:
-    return lambda channels, stride, searching: DilatedConv(
-        channels, kernel, stride=stride, dilation=2, affine=not searching
+    return Operation(
+        build,
+        words=f"separable conv {kernel}x{kernel}",
+        family="separable convolution",
+        meaning="filters each channel by itself, then mixes the channels with a 1x1 convolution; both twice",
+        colour=colour,
+        foreign={"nni": nni} if nni else {},
     )
 
 
-Operation = Callable[[int, int, bool], nn.Module]
+def _dilated(kernel: int, *, colour: str, nni: str) -> Operation:
+    def build(channels: int, stride: int, searching: bool) -> nn.Module:
+        return DilatedConv(channels, kernel, stride=stride, dilation=2, affine=not searching)
 
-# name -> module of (channels, stride, searching). While searching, no BatchNorm has parameters of its own: they would
-# rescale an operation's output and so undo the weight its alpha gives it.
-OPERATIONS: dict[str, Operation] = {
-    "none": lambda channels, stride, searching: Zero(stride),
-    "max_pool_3x3": _max_pool,
-    "avg_pool_3x3": _average_pool,
-    "skip_connect": _skip,
-    "sep_conv_3x3": _separable(3),
-    "sep_conv_5x5": _separable(5),
-    "dil_conv_3x3": _dilated(3),
-    "dil_conv_5x5": _dilated(5),
-}
+    return Operation(
+        build,
+        words=f"dilated conv {kernel}x{kernel}",
+        family="dilated convolution",
+        meaning="filters each channel by itself, with gaps between the filter's points so that it sees more of the "
+        "image, then mixes the channels",
+        colour=colour,
+        foreign={"nni": nni},
+    )
+
+
+# Colours of operations that choose none.
+SPARE_COLOURS = ("#0f8b8d", "#8d6e3f", "#d4849b", "#5c6b1f", "#c9a100", "#9fb04a", "#7a1f1f", "#57c7c9")
+
+# The paper's, in the order of its alphas. NNI 2.1 has its own names for them, and no others.
+OPERATIONS = Operations(
+    {
+        "none": Operation(
+            _none,
+            family="none: passes nothing on",
+            meaning="passes nothing on; searched, but never part of a derived cell",
+            colour="#8b949c",
+        ),
+        "max_pool_3x3": Operation(
+            _max_pool,
+            words="max pool 3x3",
+            family="max pooling",
+            meaning="takes the largest of 3x3 neighbouring values",
+            colour="#19754a",
+            foreign={"nni": "maxpool"},
+        ),
+        "avg_pool_3x3": Operation(
+            _average_pool,
+            words="average pool 3x3",
+            family="average pooling",
+            meaning="takes the mean of 3x3 neighbouring values",
+            colour="#70bf90",
+            foreign={"nni": "avgpool"},
+        ),
+        "skip_connect": Operation(
+            _skip,
+            words="skip",
+            family="skip: passed on unchanged",
+            meaning="passes its input on as it is; where a reduction cell halves the image, through a 1x1 convolution",
+            colour="#c2185b",
+            foreign={"nni": "skipconnect"},
+        ),
+        "sep_conv_3x3": _separable(3, colour="#1f5fa8", nni="sepconv3x3"),
+        "sep_conv_5x5": _separable(5, colour="#74a9df", nni="sepconv5x5"),
+        "dil_conv_3x3": _dilated(3, colour="#b9540a", nni="dilconv3x3"),
+        "dil_conv_5x5": _dilated(5, colour="#f0a458", nni="dilconv5x5"),
+    }
+)
+CANDIDATES = tuple(OPERATIONS)  # the default; `none` is searched but never derived
+
+# Others that published cells have; NASNet and AmoebaNet use the first two.
+OPERATIONS["sep_conv_7x7"] = _separable(7, colour="#12305c")
+
+
+@operation(
+    "conv_7x1_1x7",
+    words="conv 1x7, 7x1",
+    meaning="filters along the rows, then along the columns, and mixes the channels each time",
+    colour="#b08fd8",
+)
+def _conv_7x1_1x7(channels: int, stride: int, searching: bool) -> nn.Module:
+    return RowColumnConv(channels, 7, stride=stride, affine=not searching)
+
+
+@operation(
+    "conv_3x3", words="conv 3x3", meaning="filters its input and mixes the channels in one step", colour="#6b4fa0"
+)
+def _conv_3x3(channels: int, stride: int, searching: bool) -> nn.Module:
+    return ReLUConvBN(channels, channels, 3, stride=stride, affine=not searching)

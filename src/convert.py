@@ -10,6 +10,7 @@ Nothing else is printed to the standard output. An operation that the other prog
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -37,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.to not in writers:
             raise unknown("format in --to:", options.to, writers)
         import_operations(options.operations)
-        folder = RunFolder(options.genotype)
-        architecture = load_cells(str(folder.genotype if folder.genotype.is_file() else options.genotype))
+        is_folder = os.path.isdir(options.genotype)
+        architecture = load_cells(str(RunFolder(options.genotype).genotype) if is_folder else options.genotype)
         text = writers[options.to](architecture)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -54,7 +54,10 @@ def test_page(page: Page, tmp_path: Path) -> None:
         short = [*SHORT]
         if "src.retrain" in words:
             short += ["trainer.limit_test_batches=1"]
-        if not any(word.startswith(("space._target_", "genotype=found")) for word in words) or page.title == "An operation":
+        if (
+            not any(word.startswith(("space._target_", "genotype=found")) for word in words)
+            or page.title == "An operation"
+        ):
             short += SMALL_CELLS if "src.search" in words else SMALL_CELLS[:2]
         folder = next((word.partition("=")[2] for word in words if word.startswith("folder=")), f"run{number}")
         done = subprocess.run(

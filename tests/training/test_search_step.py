@@ -14,8 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from src.bilevel.hypergradient import FiniteDifference, of_order
+from src.bilevel.hypergradient import Bilevel, Exact, FiniteDifference, of_order
+from src.bilevel.unroll import VirtualStep
 from src.data.tasks import Classification
+from src.spaces.choices import LayerChoice
 from src.spaces.cnn.cells import Supernet
 from src.spaces.relaxed import RelaxedSpace
 from src.training.module import set_gradients
@@ -41,9 +43,14 @@ def batches(count: int, size: int = 6) -> list[dict]:
 
 
 def search_module(
-    order: int, kind: type[SearchModule] = SearchModule, hypergradient=None, *, fused: bool = False
+    order: int,
+    kind: type[SearchModule] = SearchModule,
+    hypergradient=None,
+    *,
+    fused: bool = False,
+    space: nn.Module | None = None,
 ) -> SearchModule:
-    space = supernet()
+    space = space or supernet()
     torch.manual_seed(1)
     return kind(
         space,
@@ -286,3 +293,38 @@ def test_adam_state_belongs_to_the_same_alpha_after_a_restore() -> None:
 def test_precisions_that_would_be_wrong_are_refused() -> None:
     with pytest.raises(ValueError, match="allowed: 32-true, 64-true, bf16-mixed"):
         fit(search_module(2), batches(1), precision="bf16-true")
+
+
+class WithDropout(nn.Module):
+    """A choice of two layers with dropout between them and the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        size = SHAPE[0] * SHAPE[1] * SHAPE[2]
+        self.layer = LayerChoice({"one": nn.Linear(size, 8), "two": nn.Linear(size, 8)}, key="layer")
+        self.head = nn.Sequential(nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, CLASSES))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(x.flatten(1)))
+
+
+def test_dropout_draws_the_same_numbers_in_every_pass_of_a_step() -> None:
+    """Otherwise a finite difference would measure the noise of dropout, divided by epsilon."""
+    torch.manual_seed(0)
+    search = search_module(2, space=WithDropout()).double()
+    (weight_optimizer, alpha_optimizer), _ = search.configure_optimizers()
+    search.train()
+    errors = []
+    for batch in batches(3):
+        step = VirtualStep.of(weight_optimizer, search.weights())
+        losses = {
+            name: search.loss_on(batch[half]) for name, half in (("weight_loss", "weights"), ("arch_loss", "arch"))
+        }
+        problem = Bilevel(weights=search.weights(), alphas=search.alphas(), step=step, **losses)
+        exact, near = Exact()(problem), FiniteDifference(epsilon=1e-4)(problem)
+        errors.append(max(float((exact.total[name] - near.total[name]).abs().max()) for name in exact.total))
+        first, second = (losses["weight_loss"](search.weights(), search.alphas()) for _ in range(2))
+        assert torch.equal(first, second)
+        search.step_alphas(batch, weight_optimizer, alpha_optimizer)
+        search.step_weights(batch["weights"], weight_optimizer)
+    assert max(errors) < 1e-8

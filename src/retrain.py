@@ -73,7 +73,7 @@ def retrain(config: DictConfig, folder: Path) -> None:
     with recorded(run):
         if run.is_first:
             architecture.write(RunFolder(folder).genotype)
-        trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint)
+        run.fit(module, data)
         record.metrics = metrics.latest()
         trainer.test(module, datamodule=data, verbose=False)
         record.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -79,7 +79,7 @@ def search(config: DictConfig, folder: Path) -> None:
         )
         run = claim(folder, config, record, trainer, module)
     with recorded(run):
-        trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint)
+        run.fit(module, data)
         record.metrics = metrics.latest()
         record.architecture = module.derive()
         if run.is_first:

@@ -1,4 +1,4 @@
-"""The files a run leaves after every epoch: metrics, alphas, architectures."""
+"""The files that a run writes after each epoch: metrics, mixing weights, architectures."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from src.training.search import SearchModule
 
 
 class _EpochTable(L.Callback):
-    """A CSV file that is rewritten whole after every epoch; its rows are in the checkpoints too, to go on after them."""
+    """A CSV file that is rewritten whole after each epoch. Checkpoints hold its rows too, so that a resume continues it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
 
     def append(self, *rows: dict[str, Any]) -> None:
-        """Add rows; columns stand in the order in which they first came up. The first process writes them."""
+        """Add rows. Columns are in the order in which they first appeared. The first process writes the file."""
         self.rows.extend(rows)
         if processes.rank() > 0:
             return
@@ -39,33 +39,40 @@ class _EpochTable(L.Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the rows of a checkpoint."""
+        """Continue after the rows of a checkpoint."""
         self.rows = list(state_dict["rows"])
 
 
 class EpochMetrics(_EpochTable):
-    """Writes `metrics.csv`, a row an epoch. Times are not in it, so two runs of one seed leave the same file."""
+    """Writes `metrics.csv`, one row per epoch. It holds no times, so two runs with one seed write the same file."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(RunFolder(folder).metrics)
+        self._lr = 0.0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the learning rate of the weights: at an epoch's end automatic optimisation has the next epoch's."""
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the epoch's row; the learning rate is the one it was trained with."""
+        """Write the epoch's row, with the learning rate that the epoch was trained with."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics = dict(sorted(metrics.items(), key=lambda item: not item[0].startswith("train")))
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self.append({"epoch": trainer.current_epoch, **metrics, "lr": lr})
+        self.append({"epoch": trainer.current_epoch, **metrics, "lr": self._lr})
 
     def latest(self) -> dict[str, float]:
-        """Return the metrics of the last epoch."""
-        return {name: value for name, value in self.rows[-1].items() if name not in ("epoch", "lr")}
+        """Return the metrics of the last epoch; none before the first."""
+        row = self.rows[-1] if self.rows else {}
+        return {name: value for name, value in row.items() if name not in ("epoch", "lr")}
 
 
 class EpochAlphas(_EpochTable):
-    """Writes `alphas.csv` (softmax weights after every epoch) and logs how decided the alphas are.
+    """Writes `alphas.csv` (the mixing weights after each epoch) and logs how decided they are.
 
-    `alpha_entropy` is the mean over keys of the entropy of softmax(alpha), in nats: log(candidates) at the start, 0 when
-    every choice is made.
+    `alpha_entropy` is the mean over keys of the entropy of the mixing weights, in nats: log(candidates) where they are
+    equal, 0 where one candidate has all the weight.
     """
 
     def __init__(self, folder: Path) -> None:

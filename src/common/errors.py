@@ -48,10 +48,16 @@ def shorten(value: object, limit: int = 60) -> str:
 
 
 class Interrupted(Exception):
-    """The user asked the run to stop, and it stopped after a whole step, with a checkpoint."""
+    """A run was asked to stop before its last epoch, and stopped after a whole step, with a checkpoint.
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
+    Attributes:
+        by: what asked: a signal such as `SIGTERM`, or a limit such as `trainer.max_time`.
+        signal_number: of the signal, or 0.
+    """
+
+    def __init__(self, by: str, signal_number: int = 0) -> None:
+        super().__init__(by)
+        self.by = by
         self.signal_number = signal_number
 
 

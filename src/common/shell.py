@@ -50,10 +50,10 @@ def pastable(command: str, overrides: Iterable[str] = ()) -> str:
         command: `search`, `retrain` or another command.
         overrides: in Hydra's grammar; `override` makes one of a key and a path.
     """
-    return " ".join(["python", "-m", f"src.{command}", *map(_shell_word, overrides)])
+    return " ".join(["python", "-m", f"src.{command}", *map(shell_word, overrides)])
 
 
-def _shell_word(text: str) -> str:
+def shell_word(text: str) -> str:
     """Return a word of a shell command; text in Hydra's single quotes goes into double ones, which is easier to read."""
     if "'" in text and not _LIVE_IN_DOUBLE_QUOTES & set(text):
         return f'"{text}"'

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs nothing besides itself."""
+"""The report of a run: one HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ from src.reports.curves import (
     weights_figure,
 )
 from src.reports.drawing import colours, to_svg, words
-from src.runs.saved import SavedRun
+from src.runs.folder import RunFolder
+from src.runs.saved import SavedRun, Score
 from src.spaces.cnn.genotypes import Genotype, edge_of, parse_cells, split_keys
 from src.spaces.cnn.operations import OPERATIONS
 
 UNKNOWN = "-"
-_SPLITS = {"test": "test accuracy", "val": "validation accuracy"}
+_SPLITS = {"test": "test", "val": "validation"}
 
 
 class Row(NamedTuple):
-    """A line of a table: a name, a value, and how deep the name is nested."""
+    """A row of a table: a name, a value, and how deep the name is nested."""
 
     name: str
     value: str
     depth: int = 0
 
 
-def render_page(record: SavedRun) -> str:
-    """Return the page of a run. Sections whose files are missing say so in a line."""
+def render_page(run: SavedRun) -> str:
+    """Return the page of a run. A section whose file is missing says so in one line."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -49,21 +50,23 @@ def render_page(record: SavedRun) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    cells = _cells(record.genotype)
+    cells = _cells(run.genotype)
     return templates.get_template("page.html.jinja").render(
-        record=record,
-        title=f"{_what(record)[0].upper()}{_what(record)[1:]}",
-        error=record.result.get("error"),
-        sentence=_sentence(record),
-        facts=_facts(record),
+        run=run,
+        files=RunFolder(run.folder),
+        title=f"{_what(run)[0].upper()}{_what(run)[1:]}",
+        error=run.result.get("error"),
+        sentence=_sentence(run),
+        limits=_limits(run),
+        facts=_facts(run),
         cells=[_svg(cell_figure(nodes, CELL_NAMES[kind], among=_used(cells))) for kind, nodes in cells.items()],
         operations=_operations(cells),
-        answers=[] if cells else [Row(key, _plain(answer)) for key, answer in sorted(record.genotype.items())],
-        curves=_curves(record),
-        weights=_weights(record),
-        settings=_settings(record.config),
-        results=_results(record),
-        command=_command(record.result.get("command")),
+        answers=[] if cells else [Row(key, _plain(answer)) for key, answer in sorted(run.genotype.items())],
+        curves=_curves(run),
+        weights=_weights(run),
+        settings=_settings(run.config),
+        results=_results(run, cells),
+        commands=_commands(run.result),
     )
 
 
@@ -91,12 +94,12 @@ def genotype_name(config: Mapping[str, Any]) -> str:
     return "/".join(Path(given).parts[-2:]) if isinstance(given, str) else UNKNOWN
 
 
-def data_name(record: SavedRun) -> str:
+def data_name(run: SavedRun) -> str:
     """Return the name of the data a run used, or "-" where it is not known."""
-    data = record.result.get("data")
+    data = run.result.get("data")
     name = data.get("name") if isinstance(data, dict) else None
-    if name is None and isinstance(record.config.get("data"), dict):
-        name = record.config["data"].get("name")
+    if name is None and isinstance(run.config.get("data"), dict):
+        name = run.config["data"].get("name")
     return name if isinstance(name, str) else UNKNOWN
 
 
@@ -104,47 +107,63 @@ def _svg(figure: Figure) -> Markup:
     return Markup(to_svg(figure))  # matplotlib escapes the text in it
 
 
-def _what(record: SavedRun) -> str:
-    on = "" if data_name(record) == UNKNOWN else f" on {data_name(record)}"
-    if record.kind == "search":
-        order = record.result.get("order", record.config.get("order"))
+def _what(run: SavedRun) -> str:
+    on = "" if data_name(run) == UNKNOWN else f" on {data_name(run)}"
+    if run.kind == "search":
+        order = run.result.get("order", run.config.get("order"))
         named = {1: "first-order ", 2: "second-order "}.get(order, "") if isinstance(order, int) else ""
         return f"{named}architecture search{on}"
-    given = genotype_name(record.config)
+    given = genotype_name(run.config)
     return f"retraining {'a genotype' if given == UNKNOWN else given}{on}"
 
 
-def _sentence(record: SavedRun) -> str:
+def _sentence(run: SavedRun) -> str:
     """Return the result in one sentence with numbers."""
-    epochs = len(record.metrics.get("epoch", []))
-    planned = record.config.get("epochs")
-    count = f"{epochs} of {planned}" if isinstance(planned, int) and planned != epochs else str(epochs)
+    count = f"{run.epochs} of {run.planned_epochs}" if run.is_cut_short else str(run.epochs)
     ended = {
-        "ok": "Completed",
+        "ok": "Stopped early" if run.is_cut_short else "Completed",
         "failed": "Failed",
         "interrupted": "Was interrupted",
-        "unfinished": "Has not ended: there is no result.json yet",
+        "unfinished": f"Has not ended: there is no {RunFolder(run.folder).result.name} yet",
         "unreadable": "Its files cannot all be read",
-    }.get(record.status, f"Ended with the status {record.status!r}")
+    }.get(run.status, f"Ended with the status {run.status!r}")
     text = f"{ended} after {count} epoch{'' if count == '1' else 's'}"
-    if record.number("seconds") is not None:
-        text += f" and {duration(record.number('seconds'))}"
-    if record.accuracy:
-        split, value = record.accuracy
-        text += f", with a {_SPLITS[split]} of {100 * value:.2f} % (error {100 - 100 * value:.2f} %)"
+    if run.number("seconds") is not None:
+        text += f" and {duration(run.number('seconds'))}"
+    if run.score and run.score.is_share:
+        text += (
+            f", with a {_name(run.score)} of {100 * run.score.value:.2f} % (error {100 - 100 * run.score.value:.2f} %)"
+        )
+    elif run.score:
+        text += f", with a {_name(run.score)} of {run.score.value:.4g}"
     return text + "."
 
 
-def _facts(record: SavedRun) -> list[Row]:
-    """Return the numbers that stand in large type."""
+def _name(score: Score) -> str:
+    return f"{_SPLITS[score.split]} {score.metric}"
+
+
+def _limits(run: SavedRun) -> list[str]:
+    """Return the settings that left out part of every epoch or measurement."""
+    trainer = run.config.get("trainer")
+    return [
+        f"trainer.{name}={_plain(value)}"
+        for name, value in (trainer.items() if isinstance(trainer, dict) else ())
+        if str(name).startswith("limit_") and value is not None and not (isinstance(value, float) and value == 1)
+    ]
+
+
+def _facts(run: SavedRun) -> list[Row]:
+    """Return the numbers that are shown in large type."""
     facts = []
-    if record.accuracy:
-        facts.append(Row(_SPLITS[record.accuracy[0]], f"{100 * record.accuracy[1]:.2f} %"))
-    for name, label in (("params", "million weights"), ("macs", "million multiply-adds an image")):
-        if record.number(name) is not None:
-            facts.append(Row(label, millions(record.number(name))))
-    if record.number("seconds") is not None:
-        facts.append(Row("run time", duration(record.number("seconds"))))
+    if run.score:
+        value = f"{100 * run.score.value:.2f} %" if run.score.is_share else f"{run.score.value:.4g}"
+        facts.append(Row(_name(run.score), value))
+    for name, label in (("params", "million weights"), ("macs", "million multiply-adds per image")):
+        if run.number(name) is not None:
+            facts.append(Row(label, millions(run.number(name))))
+    if run.number("seconds") is not None:
+        facts.append(Row("run time", duration(run.number("seconds"))))
     return facts
 
 
@@ -175,32 +194,32 @@ def _used(cells: Mapping[str, Any]) -> list[str]:
     return in_order([edge.operation for nodes in cells.values() for node in nodes for edge in node])
 
 
-def _curves(record: SavedRun) -> list[Markup]:
-    epochs = record.metrics.get("epoch", [])
-    return [_svg(chart_figure(chart, epochs, record.metrics)) for chart in charts(record.metrics)] if epochs else []
+def _curves(run: SavedRun) -> list[Markup]:
+    epochs = run.metrics.get("epoch", [])
+    return [_svg(chart_figure(chart, epochs, run.metrics)) for chart in charts(run.metrics)] if epochs else []
 
 
-def _weights(record: SavedRun) -> list[tuple[str, list[Markup]]]:
+def _weights(run: SavedRun) -> list[tuple[str, list[Markup]]]:
     """Return (heading, figures) for each cell, and for the choices that belong to none."""
-    cells, others = split_keys(record.alphas)
-    epochs, answers = record.alpha_epochs, record.genotype
+    cells, others = split_keys(run.alphas)
+    epochs, answers = run.alpha_epochs, run.genotype
     sections = []
     for kind, edges in cells.items():
         name = CELL_NAMES[kind]
-        figure = weights_figure(edges, record.alphas, epochs, answers, f"{name}: weights after each epoch")
+        figure = weights_figure(edges, run.alphas, epochs, answers, f"{name}: mixing weights after each epoch")
         sections.append((name, figure, [edges[place] for place in sorted(edges)]))
     if others:
-        figure = choices_figure(others, record.alphas, epochs, answers, "Choices: weights after each epoch")
+        figure = choices_figure(others, run.alphas, epochs, answers, "Choices: mixing weights after each epoch")
         sections.append(("Choices", figure, others))
 
     pictures = []
     for name, figure, keys in sections:
         figures = [figure]
-        last = {key: {candidate: line[-1] for candidate, line in record.alphas[key].items()} for key in keys}
+        last = {key: {candidate: line[-1] for candidate, line in run.alphas[key].items()} for key in keys}
         for same in _alike(keys, last):
-            figures.append(heat_figure(same, last, answers, f"{name}: weights after the last epoch"))
-        if record.history:
-            figures.append(history_figure(record.history, last, f"{name}: derived after each epoch"))
+            figures.append(heat_figure(same, last, answers, f"{name}: mixing weights after the last epoch"))
+        if run.history:
+            figures.append(history_figure(run.history, last, f"{name}: derived after each epoch"))
         pictures.append((name, [_svg(figure) for figure in figures]))
     return pictures
 
@@ -247,24 +266,36 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def _results(record: SavedRun) -> list[tuple[str, list[Row]]]:
+def _results(run: SavedRun, cells: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
     """Return the result as (group, rows)."""
-    result = record.result
+    result = run.result
     if not result:
         return []
-    rows = [Row("status", record.status)]
+    rows = [Row("status", run.status)]
+    rows += [Row("epochs", str(run.epochs) if run.planned_epochs is None else f"{run.epochs} of {run.planned_epochs}")]
+    rows += [Row("stopped by", _plain(result["stopped_by"]))] if result.get("stopped_by") else []
     rows += [Row(name, _plain(result[name])) for name in ("seed", "order") if result.get(name) is not None]
-    for name, label in (("params", "weights"), ("macs", "multiply-adds an image")):
-        number = record.number(name)
+    for name, label in (("params", "weights"), ("macs", "multiply-adds per image")):
+        number = run.number(name)
         if number is not None:
             rows.append(Row(label, f"{number:,.0f}"))
-    rows += [Row("run time", duration(record.number("seconds"))), Row("git commit", _plain(result.get("git_commit")))]
+    for kind, nodes in cells.items():
+        operations = [edge.operation for node in nodes for edge in node]
+        rows.append(Row(f"skip connections, {kind}", f"{operations.count('skip_connect')} of {len(operations)} edges"))
+    rows += [Row("run time", duration(run.number("seconds"))), Row("git commit", _plain(result.get("git_commit")))]
     groups = [("result", rows)]
-    for name in ("metrics", "data", "versions"):
+    for name in ("metrics", "data", "machine", "versions"):
         if _nested(result.get(name)):
             groups.append((name, _flatten(result[name], 0)))
     return groups
 
 
-def _command(command: object) -> str:
-    return shlex.join(map(str, command)) if isinstance(command, list) else command if isinstance(command, str) else ""
+def _commands(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (heading, commands): what starts this run anew, and what was typed, where that differs."""
+    command, history = result.get("command"), result.get("commands")
+    if isinstance(command, list):  # as older runs have it
+        command = shlex.join(map(str, command))
+    found = [("To run it again", command)] if isinstance(command, str) and command else []
+    if isinstance(history, list) and len(history) > 1:
+        found.append(("How it was run", "\n".join(map(str, history))))
+    return found

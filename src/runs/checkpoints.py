@@ -1,11 +1,12 @@
-"""Checkpoint files: written whole, read without executing anything, and refused in one line if they do not fit.
+"""Checkpoint files: written whole, read without executing anything in them, refused in one line if they do not fit.
 
-`last.ckpt` is the newest; `previous.ckpt` the one before it, for the case that the newest is damaged later.
+`last.ckpt` is the newest; `previous.ckpt` is the one before it, in case the newest is damaged later.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from src.common.files import write_whole
 from src.runs.folder import RunFolder
 from src.training.module import CHECKPOINT_FORMAT
 
-# What a checkpoint of this code holds besides Lightning's own; all are primitives, tensors and containers of them.
+# What a checkpoint must hold; all are primitives, tensors and containers of them.
 PARTS: dict[str, type] = {
     "format": int,
     "epoch": int,
@@ -36,18 +37,20 @@ PARTS: dict[str, type] = {
 
 
 class WholeCheckpoints(CheckpointIO):
-    """Lightning's way to the disk: whole files, and the previous one kept until the new one is whole."""
+    """Reads and writes checkpoint files for Lightning, and makes their folders."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; an existing one is kept as `previous.ckpt` beside it."""
+        """Write a checkpoint whole or not at all. `storage_options`: where a file that is there already is kept."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_whole(Path(path), buffer.getvalue(), previous=Path(path).with_name(RunFolder("").previous.name))
+        write_whole(path, buffer.getvalue(), previous=storage_options)
 
     def load_checkpoint(
         self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, whatever `weights_only` says without executing anything in it."""
+        """Read a checkpoint without executing anything in it, whatever `weights_only` says."""
         return load(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -60,10 +63,10 @@ def load(path: Path, *, largest: int | None = None) -> dict[str, Any]:
 
     Args:
         path: the file.
-        largest: bytes that it may hold, packed or unpacked; None is no bound.
+        largest: bytes that it may hold, packed or unpacked; None is no limit.
 
     Raises:
-        ConfigError: the file cannot be read, is damaged, too large, or no checkpoint of this code.
+        ConfigError: the file cannot be read, is damaged or too large, or was not written by this code.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -73,48 +76,78 @@ def load(path: Path, *, largest: int | None = None) -> dict[str, Any]:
         checkpoint = None if too_large or damaged else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for files that are none of theirs
-        raise ConfigError(f"checkpoint {path} is damaged or no checkpoint ({shorten(error, 100)})") from None
+    except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for files that are not theirs
+        raise ConfigError(f"{path} is a damaged checkpoint, or not a checkpoint ({shorten(error, 100)})") from None
     if too_large:
-        raise ConfigError(f"checkpoint {path} holds {held} bytes, allowed are {largest} for this run")
+        raise ConfigError(f"checkpoint {path} must hold {largest} bytes or fewer to fit this run, got {held}")
     if damaged:
         raise ConfigError(f"checkpoint {path} is damaged: {shorten(damaged)} fails its checksum")
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != CHECKPOINT_FORMAT:
         found = checkpoint.get("format") if isinstance(checkpoint, dict) else None
         raise ConfigError(
-            f"checkpoint {path} has the format {shorten(found)}, this version reads the format {CHECKPOINT_FORMAT}"
+            f"checkpoint {path} must have format {CHECKPOINT_FORMAT} to be read by this version, got {shorten(found)}"
         )
     for name, kind in PARTS.items():
         if not isinstance(checkpoint.get(name), kind):
-            raise ConfigError(f"checkpoint {path} holds no {kind.__name__} {name!r}, it is none of this code's")
+            raise ConfigError(f"checkpoint {path} was not written by this code: it holds no {kind.__name__} {name!r}")
     return checkpoint
 
 
-def newest(folder: RunFolder, module: nn.Module) -> tuple[Path, dict[str, Any]] | None:
+def newest(
+    folder: RunFolder, module: nn.Module, *, data: Mapping[str, Any] | None = None
+) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest whole checkpoint in a run's folder, or None if there is none at all.
 
     A damaged one is reported on stderr, and the one before it is used.
 
+    Args:
+        folder: of the run.
+        module: that the checkpoint is to be loaded into.
+        data: what the record says of the run's data; None does not compare them.
+
     Raises:
-        ConfigError: no checkpoint there is whole, or it is of another network than `module`.
+        ConfigError: no checkpoint there is whole, or it was written for other data or another network.
     """
     paths = [path for path in (folder.last, folder.previous) if path.exists()]
     parameters = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     damage: list[str] = []
     for path in paths:
         try:
-            # Weights, momentum and two of Adam's; the rest is small.
+            # The weights, their momentum or Adam's two averages; the rest is small.
             checkpoint = load(path, largest=4 * parameters + (64 << 20))
         except ConfigError as error:
             damage.append(str(error))
             continue
+        _check_same_data(folder, checkpoint.get("run"), data or {})
         _check_fits(path, checkpoint["state_dict"], module.state_dict())
         if damage:
-            print(f"{damage[0]}; going on from {path.name}", file=sys.stderr)
+            print(f"{damage[0]}; resuming from {path.name}", file=sys.stderr)
         return path, checkpoint
     if damage:
         raise ConfigError("; ".join(damage))
     return None
+
+
+def _check_same_data(folder: RunFolder, saved: Any, data: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` that names the first difference between a run's data and those that it is resumed with."""
+    before = saved.get("data") if isinstance(saved, dict) else None
+    for name, value in data.items():
+        # The name may follow the place of the data, which may change.
+        if name == "name" or not isinstance(before, dict) or name not in before or _alike(before[name], value):
+            continue
+        raise ConfigError(
+            f"the data must be those that the run in {folder} was trained on: {name} was {shorten(before[name])}, got "
+            f"{shorten(value)}"
+        )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Return whether two values of a record are equal, numbers up to rounding on another machine."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return one == other
 
 
 def _check_fits(path: Path, saved: Mapping[Any, Any], own: Mapping[str, Tensor]) -> None:
@@ -122,10 +155,10 @@ def _check_fits(path: Path, saved: Mapping[Any, Any], own: Mapping[str, Tensor])
     for name in [*own, *saved]:
         ours, theirs = own.get(name), saved.get(name)
         if ours is None or theirs is None:
-            what = "does not have" if theirs is None else "has"
-            raise ConfigError(f"checkpoint {path} is of another network: it {what} {shorten(name)!r}")
+            what = "lacks" if theirs is None else "has"
+            raise ConfigError(f"checkpoint {path} is for another network: it {what} {shorten(name)!r}")
         if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
             shape = tuple(theirs.shape) if isinstance(theirs, Tensor) else type(theirs).__name__
             raise ConfigError(
-                f"checkpoint {path} is of another network: {name!r} is {shape} there, {tuple(ours.shape)} here"
+                f"checkpoint {path} is for another network: {name!r} must have shape {tuple(ours.shape)}, got {shape}"
             )

@@ -1,10 +1,15 @@
-"""Which devices a run may use."""
+"""Which devices a run may use, and what its last digits depend on."""
 
 from __future__ import annotations
 
 import os
+import platform
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
 
 from src.common.errors import ConfigError
 from src.common.files import lock_file
@@ -13,11 +18,12 @@ _gpu_lock: int | None = None
 
 
 def own_gpu(count: int) -> int:
-    """Return the number of a GPU that no other job of a sweep on this machine has; it is this process's until it ends
-    or asks again.
+    """Return the number of a GPU that no other job of a sweep on this machine uses.
+
+    The GPU belongs to this process until it ends or asks again.
 
     Raises:
-        ConfigError: all `count` GPUs are taken.
+        ConfigError: all `count` GPUs are in use.
     """
     global _gpu_lock  # noqa: PLW0603
     if _gpu_lock is not None:
@@ -28,6 +34,28 @@ def own_gpu(count: int) -> int:
         _gpu_lock = lock_file(Path(tempfile.gettempdir()) / f"darts-gpu-{user}-{index}.lock")
         if _gpu_lock is not None:
             return index
-    raise ConfigError(
-        f"all {count} GPUs have a job of a sweep, allowed are as many jobs at once (hydra.launcher.n_jobs={count})"
-    )
+    raise ConfigError(f"all {count} GPUs are in use by jobs of a sweep; hydra.launcher.n_jobs must be {count} or fewer")
+
+
+def machine(trainer: L.Trainer) -> dict[str, Any]:
+    """Return what the last digits of a run's results depend on besides its settings, in primitives."""
+    device = trainer.strategy.root_device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {_cpu_name()}",
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

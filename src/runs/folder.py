@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+
+_EPOCH = "epoch_{}.json"
 
 
 class RunFolder:
-    """The folder of a run; every property is the path of one of its files, whether it is there or not."""
+    """The folder of a run. Every property is the path of one of its files, whether the file exists or not."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+
+    @classmethod
+    def of(cls, path: Path | str) -> RunFolder:
+        """Return the folder of the run that `path` names: the folder itself, its `checkpoints`, or a checkpoint there.
+
+        Other paths are taken as the folder itself.
+        """
+        path, absolute = Path(path), Path(path).absolute()
+        for checkpoint in (cls(absolute.parent.parent).last, cls(absolute.parent.parent).previous):
+            if absolute == checkpoint:
+                return cls(path.parent.parent if len(path.parts) > 2 else absolute.parent.parent)
+        if absolute == cls(absolute.parent).checkpoints and not cls(absolute).config.exists():
+            return cls(path.parent if len(path.parts) > 1 else absolute.parent)
+        return cls(path)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -19,7 +37,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """Every setting, below the command that began the run."""
+        """All settings, below the commands that started and resumed the run."""
         return self.path / "config.yaml"
 
     @property
@@ -29,17 +47,17 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """A row an epoch."""
+        """One row per epoch."""
         return self.path / "metrics.csv"
 
     @property
     def alphas(self) -> Path:
-        """The mixing weights after every epoch of a search."""
+        """The mixing weights after each epoch of a search."""
         return self.path / "alphas.csv"
 
     @property
     def genotype(self) -> Path:
-        """The architecture that a search ended with, or that a retrain trains."""
+        """The architecture that a search found, or that a retrain trains."""
         return self.path / "genotype.json"
 
     @property
@@ -54,7 +72,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of checkpoints and of the architectures of all epochs."""
+        """The folder of the checkpoints and of the architectures after each epoch."""
         return self.path / "checkpoints"
 
     @property
@@ -67,6 +85,14 @@ class RunFolder:
         """The checkpoint before the newest."""
         return self.checkpoints / "previous.ckpt"
 
-    def epoch(self, number: int | str) -> Path:
+    def epoch(self, number: int) -> Path:
         """Return the path of the architecture derived after an epoch, counted from 0."""
-        return self.checkpoints / f"epoch_{number}.json"
+        return self.checkpoints / _EPOCH.format(number)
+
+    def epochs(self) -> Iterator[tuple[int, Path]]:
+        """Yield (epoch, path) for each architecture of an epoch that exists, in no particular order."""
+        pattern = re.compile(re.escape(_EPOCH).replace(r"\{\}", "([0-9]{1,9})"))
+        for path in self.checkpoints.glob(_EPOCH.format("*")):
+            match = pattern.fullmatch(path.name)
+            if match:
+                yield int(match[1]), path

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one `result.json`, whatever happens to it."""
+"""The record that every run leaves, whatever happens to it: one `result.json`."""
 
 from __future__ import annotations
 
@@ -25,22 +25,31 @@ from src.runs.folder import RunFolder
 
 @dataclass
 class Record:
-    """What `result.json` says of a run; the command fills it in while the run goes on."""
+    """What `result.json` says of a run; the command fills it in during the run."""
 
     kind: str
     command: str
+    """It starts a run with the present settings."""
     seed: int
     order: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
     params: int | None = None
     macs: int | None = None
+    epochs: int = 0
+    """How many were trained."""
+    stopped_by: str | None = None
+    """What ended the training before its last epoch."""
     metrics: dict[str, float] = field(default_factory=dict)
     architecture: Architecture | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)
+    """Those that started and resumed the run, as they were typed."""
+    planned_epochs: int | None = None
 
 
 @contextmanager
 def own_loggers() -> Iterator[None]:
-    """End the job's W&B run with the job: W&B keeps it, and its mode, in the process, where the next job would find them."""
+    """End a job's W&B run with the job: W&B keeps the run and its mode in the process, where the next job finds them."""
     mode = os.environ.get("WANDB_MODE")
     try:
         yield
@@ -55,10 +64,17 @@ def own_loggers() -> Iterator[None]:
 
 
 def record_refusal(folder: Path, kind: str, command: str, config: DictConfig, error: str) -> None:
-    """Leave a `result.json` for a job of a sweep that was refused, unless the folder holds another run's."""
+    """Write a `result.json` for a refused job of a sweep, unless the folder holds another run."""
     files = RunFolder(folder)
     if not (files.result.exists() or files.config.exists()):
-        record = Record(kind=kind, command=command, seed=config.seed, order=config.get("order"))
+        record = Record(
+            kind=kind,
+            command=command,
+            commands=[command],
+            seed=config.seed,
+            order=config.get("order"),
+            planned_epochs=config.epochs,
+        )
         write_result(folder, record, "failed", error, 0.0)
 
 
@@ -69,14 +85,19 @@ def write_result(folder: Path, record: Record, status: str, error: str | None, s
         "error": error,
         "kind": record.kind,
         "command": record.command,
+        "commands": record.commands,
         "seed": record.seed,
         "order": record.order,
+        "epochs": record.epochs,
+        "planned_epochs": record.planned_epochs,
+        "stopped_by": record.stopped_by,
         "data": record.data,
         "metrics": record.metrics,
         "genotype": record.architecture.to_plain() if record.architecture else None,
         "params": record.params,
         "macs": record.macs,
         "seconds": round(seconds, 3),
+        "machine": record.machine,
         "versions": versions(),
         "git_commit": git_commit(),
     }
@@ -84,7 +105,7 @@ def write_result(folder: Path, record: Record, status: str, error: str | None, s
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes."""
+    """Return the versions of Python and the libraries that compute."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -94,7 +115,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this code, with `-dirty` where files differ from it, or None outside a checkout."""
+    """Return the commit of this code, with `-dirty` if files differ from it, or None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -104,7 +125,7 @@ def git_commit() -> str | None:
 
 
 def status_of(folder: Path) -> str | None:
-    """Return the status that a run's `result.json` says, or None if it has none that can be read."""
+    """Return the status in a run's `result.json`, or None if there is none that can be read."""
     try:
         return str(json.loads(RunFolder(folder).result.read_bytes())["status"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
 """What a run left in its folder, read back: files in, plain values out.
 
-A run may have failed, been interrupted or still be going, so every file may be missing. One that is there and cannot
-be read is named in `SavedRun.problems`, and the rest is read all the same.
+A run may have failed, been interrupted or still be running, so every file may be missing. A file that exists and cannot
+be read is named in `SavedRun.problems`; the others are read all the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -24,23 +24,43 @@ from src.runs.folder import RunFolder
 T = TypeVar("T")
 
 
+class Score(NamedTuple):
+    """The figure that a run is judged by: on the test split where it was measured, else on the validation split."""
+
+    split: str  # "test" or "val"
+    metric: str  # "accuracy" or, where there is none, the first metric besides the loss
+    value: float
+
+    def __str__(self) -> str:
+        return self.with_unit(f"{100 * self.value:.2f}" if self.is_share else f"{self.value:.4g}")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the value is a share of all samples, which is shown in percent."""
+        return self.metric == "accuracy"
+
+    def with_unit(self, number: str) -> str:
+        """Return a number with this score's unit and split: `90.00 % val`, `0.31 val mae`."""
+        return f"{number} % {self.split}" if self.is_share else f"{number} {self.split} {self.metric}"
+
+
 @dataclass
 class SavedRun:
-    """A run as its folder tells it; empty where a file is missing."""
+    """A run as its folder describes it; empty where a file is missing."""
 
     folder: Path
     config: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, list[float]] = field(default_factory=dict)
-    """Column -> a value an epoch, nan where the file has none."""
+    """Column -> one value per epoch, nan where the file has none."""
     alphas: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Key of a choice -> candidate -> softmax weight, an epoch of `alpha_epochs` each."""
+    """Key of a choice -> candidate -> mixing weight, one for each of `alpha_epochs`."""
     alpha_epochs: list[int] = field(default_factory=list)
     genotype: dict[str, Answer] = field(default_factory=dict)
     history: dict[int, dict[str, Answer]] = field(default_factory=dict)
     """Epoch -> the architecture derived after it."""
     problems: list[str] = field(default_factory=list)
-    """A line for each file that could not be read."""
+    """One line for each file that could not be read."""
 
     @property
     def kind(self) -> str:
@@ -59,18 +79,44 @@ class SavedRun:
         return "unreadable" if self.problems else "unfinished"
 
     @property
-    def accuracy(self) -> tuple[str, float] | None:
-        """The accuracy to judge the run by, as (split, fraction): on the test split where it was measured."""
+    def epochs(self) -> int:
+        """How many epochs were trained."""
+        trained = _number(self.result.get("epochs"))
+        return len(self.metrics.get("epoch", [])) if trained is None else int(trained)
+
+    @property
+    def planned_epochs(self) -> int | None:
+        """How many epochs were to be trained; None where this is not known."""
+        planned = _number(self.result.get("planned_epochs", self.config.get("epochs")))
+        return None if planned is None else int(planned)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether fewer epochs were trained than were to be."""
+        return self.planned_epochs is not None and self.epochs < self.planned_epochs
+
+    @property
+    def score(self) -> Score | None:
+        """The figure to judge the run by, or None where nothing was measured."""
         measured = self.result.get("metrics")
-        for name in ("test_accuracy", "val_accuracy"):
-            value = _number(measured.get(name)) if isinstance(measured, dict) else None
-            if value is not None:
-                return name.removesuffix("_accuracy"), value
-        known = [value for value in self.metrics.get("val_accuracy", []) if math.isfinite(value)]
-        return ("val", known[-1]) if known else None
+        last = {
+            name: next((value for value in reversed(line) if math.isfinite(value)), None)
+            for name, line in self.metrics.items()
+        }
+        for values in (measured if isinstance(measured, dict) else {}, last):
+            for split in ("test", "val"):
+                found = {
+                    name.removeprefix(f"{split}_"): number
+                    for name, value in values.items()
+                    if name.startswith(f"{split}_") and (number := _number(value)) is not None
+                }
+                found.pop("loss", None)
+                for metric in sorted(found, key=lambda name: name != "accuracy"):
+                    return Score(split, metric, found[metric])
+        return None
 
     def number(self, name: str) -> float | None:
-        """Return a number of result.json, such as `params`, `macs` or `seconds`; None where there is none."""
+        """Return a number of the result, such as `params`, `macs` or `seconds`; None where there is none."""
         return _number(self.result.get(name))
 
 
@@ -94,8 +140,8 @@ def find_runs(path: Path) -> Iterator[Path]:
 
 
 def read_run(folder: Path) -> SavedRun:
-    """Read all that a run's folder holds."""
-    record, files = SavedRun(folder), RunFolder(folder)
+    """Read everything that a run's folder holds."""
+    run, files = SavedRun(folder), RunFolder(folder)
 
     def read(path: Path, parse: Callable[[str], T], otherwise: T) -> T:
         try:
@@ -103,24 +149,23 @@ def read_run(folder: Path) -> SavedRun:
         except FileNotFoundError:
             return otherwise
         except OSError as error:
-            record.problems.append(f"cannot read {path}: {error.strerror}")
+            run.problems.append(f"cannot read {path}: {error.strerror}")
         except (ValueError, RecursionError, yaml.YAMLError) as error:
-            record.problems.append(f"cannot read {path}, truncated perhaps: {shorten(error, 100)}")
+            run.problems.append(f"cannot read {path}, which may be truncated: {shorten(error, 100)}")
         return otherwise
 
-    record.config = read(files.config, _config, {})
-    record.result = read(files.result, _object, {})
-    record.metrics = read(files.metrics, _metrics, {})
-    record.alpha_epochs, record.alphas = read(files.alphas, _alphas, ([], {}))
-    record.genotype = read(files.genotype, _architecture, {})
-    if not record.genotype and isinstance(record.result.get("genotype"), dict):
-        record.genotype = _answers(record.result["genotype"])
-    for path in files.checkpoints.glob(files.epoch("*").name):
-        match = re.fullmatch(r"epoch_([0-9]{1,9})\.json", path.name)
-        architecture = read(path, _architecture, {}) if match else {}
-        if match and architecture:
-            record.history[int(match[1])] = architecture
-    return record
+    run.config = read(files.config, _config, {})
+    run.result = read(files.result, _object, {})
+    run.metrics = read(files.metrics, _metrics, {})
+    run.alpha_epochs, run.alphas = read(files.alphas, _alphas, ([], {}))
+    run.genotype = read(files.genotype, _architecture, {})
+    if not run.genotype and isinstance(run.result.get("genotype"), dict):
+        run.genotype = _answers(run.result["genotype"])
+    for epoch, path in files.epochs():
+        architecture = read(path, _architecture, {})
+        if architecture:
+            run.history[epoch] = architecture
+    return run
 
 
 def _by_number(path: Path) -> list[tuple[int, int, str]]:
@@ -130,7 +175,7 @@ def _by_number(path: Path) -> list[tuple[int, int, str]]:
 
 
 def _number(value: object) -> float | None:
-    """Return a value from JSON as a number; None if it is none, or too large to be one."""
+    """Return a value from JSON or YAML as a number; None if it is not a finite one."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
         return float(value)
     return None
@@ -139,14 +184,14 @@ def _number(value: object) -> float | None:
 def _object(text: str) -> dict[str, Any]:
     raw = json.loads(text)
     if not isinstance(raw, dict):
-        raise ConfigError(f"it holds a JSON {type(raw).__name__}, an object is needed")
+        raise ConfigError(f"it must hold a JSON object, got a {type(raw).__name__}")
     return raw
 
 
 def _config(text: str) -> dict[str, Any]:
     raw = yaml.safe_load(text)
     if not isinstance(raw, dict):
-        raise ConfigError(f"it holds a YAML {type(raw).__name__}, a mapping is needed")
+        raise ConfigError(f"it must hold a YAML mapping, got a {type(raw).__name__}")
     return {str(key): value for key, value in raw.items()}
 
 
@@ -155,7 +200,7 @@ def _architecture(text: str) -> dict[str, Answer]:
 
 
 def _answers(raw: dict[str, Any]) -> dict[str, Answer]:
-    """Return the answers of an architecture of any space; a list is a tuple, nothing is None."""
+    """Return the answers of an architecture of any space. A list becomes a tuple, an empty list None."""
     answers: dict[str, Answer] = {}
     for key, answer in raw.items():
         if isinstance(answer, list):
@@ -171,10 +216,10 @@ def _rows(text: str, needed: set[str]) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         header = next(lines, [])
         if not needed <= set(header):
-            raise ConfigError(f"line 1 has the columns {shorten(header)}, needed are {', '.join(sorted(needed))}")
+            raise ConfigError(f"line 1 must name the columns {', '.join(sorted(needed))}, got {shorten(header)}")
         for row in lines:
             if len(row) != len(header):
-                raise ConfigError(f"line {lines.line_num} has {len(row)} columns of {len(header)}")
+                raise ConfigError(f"line {lines.line_num} must have {len(header)} columns, got {len(row)}")
             yield lines.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise ConfigError(f"line {lines.line_num}: {error}") from None
@@ -184,14 +229,14 @@ def _float(text: str, line: int) -> float:
     try:
         value = float(text) if text.strip() else math.nan
     except ValueError:
-        raise ConfigError(f"line {line} holds {shorten(text)!r}, a number is needed") from None
+        raise ConfigError(f"line {line} must hold a number, got {shorten(text)!r}") from None
     return value if math.isfinite(value) else math.nan
 
 
 def _int(text: str, line: int) -> int:
     value = _float(text, line)
     if not value.is_integer():
-        raise ConfigError(f"line {line} holds {shorten(text)!r}, the number of an epoch is needed")
+        raise ConfigError(f"line {line} must hold the number of an epoch, got {shorten(text)!r}")
     return int(value)
 
 

@@ -129,6 +129,8 @@ def test_page_holds_cells_curves_weights_settings_and_result(page: Page) -> None
     for edge in edges:
         assert words(edge.operation) in page.texts
     assert page.tags.count("svg") == 2 + 3 + 2 * 3  # cells; loss, accuracy, lr; three pictures for each cell
+    for text in ("2 of 8 edges", "3 of 8 edges"):  # skip connections
+        assert text in page.texts
     for text in ("Normal cell", "Reduction cell", "1,930,618", "300,255,744", "0123abcd", "deep", "1, 2", "2.14.1"):
         assert text in page.texts
     assert "python -m src.search 'data.root=my data'" in page
@@ -185,7 +187,7 @@ def test_sections_without_a_file_say_so(tmp_path: Path) -> None:
     page = Page(write_report(folder))
     assert "Was interrupted after 0 epochs." in page
     for name in ("genotype.json", "metrics.csv", "alphas.csv", "config.yaml"):
-        assert f"in this folder ({name})" in page
+        assert f"({name})." in page
     assert "svg" not in page.tags
 
 
@@ -208,7 +210,7 @@ def test_table_names_runs_and_aggregates_over_seeds(tmp_path: Path, capsys: pyte
     assert main([str(tmp_path), str(tmp_path / "sweep/0")]) == 0
     output = capsys.readouterr().out
     header, _, *table = rows(output)
-    assert header[:7] == ["run", "kind", "data", "order/genotype", "seed", "status", "accuracy"]
+    assert header[:7] == ["run", "kind", "data", "order/genotype", "seed", "status", "score"]
     assert [row[0] for row in table[:5]] == ["0", "1", "2", "10", "11"]
     assert table[0][1:] == ["search", "digits", "order 2", "0", "ok", "90.00 % val", "1.93", "300.26", "1 min 0 s"]
     # mean 93; deviations -3, -1, 4: sqrt(26 / 2) = 3.6056
@@ -218,6 +220,94 @@ def test_table_names_runs_and_aggregates_over_seeds(tmp_path: Path, capsys: pyte
     pages = output.split("\n\n")[1].split()
     assert len(pages) == 5
     assert all(Path(page).is_file() for page in pages)
+
+
+def means(output: str) -> list[list[str]]:
+    return [row for row in rows(output) if row[0].startswith("mean")]
+
+
+@pytest.mark.parametrize(
+    "started",
+    [
+        "sweep: {{resume: runs/{0}}}",
+        "resume: runs/{0}",
+        "checkpoint_minutes: {0}",
+        "callbacks: {{progress: {{refresh_rate: {0}}}}}",
+        "logger: {{tensorboard: {{name: run{0}}}}}",
+        "trainer: {{accelerator: cpu{0}, precision: 32-true}}",
+        "space: {{channels: 16, impl: fused{0}}}",
+        "data: {{source: {{root: /data/{0}}}}}",
+    ],
+)
+def test_how_a_run_was_started_does_not_split_the_seeds(
+    started: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(4):
+        data = {"name": f"image_folder:{seed // 2}", "mean": [0.5], "split_sha256": str(seed)}
+        make_small_run(tmp_path / str(seed), seed=seed, config=started.format(seed // 2) + "\n", data=data)
+    assert main([str(tmp_path)]) == 0
+    (mean,) = means(capsys.readouterr().out)
+    assert mean[0] == "mean ± std of 4 seeds"
+
+
+@pytest.mark.parametrize(
+    ("config", "data"),
+    [
+        ("space: {{channels: {0}}}", {"name": "pets", "mean": [0.5]}),
+        ("trainer: {{precision: {0}}}", {"name": "pets", "mean": [0.5]}),
+        ("data: {{source: {{root: /data/{0}}}}}", {"name": "one that does not describe itself"}),
+        ("seed: 0", {"name": "pets", "mean": ["{0}"]}),
+    ],
+)
+def test_another_setting_or_other_data_split_the_seeds(
+    config: str, data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(4):
+        described = json.loads(json.dumps(data).replace("{0}", str(seed // 2)))
+        make_small_run(tmp_path / str(seed), seed=seed, config=config.format(seed // 2) + "\n", data=described)
+    assert main([str(tmp_path)]) == 0
+    assert [mean[0] for mean in means(capsys.readouterr().out)] == ["mean ± std of 2 seeds"] * 2
+
+
+def test_runs_that_were_cut_short_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    early = {"epochs": 2, "planned_epochs": 9, "stopped_by": "EarlyStopping: no better"}
+    make_small_run(tmp_path / "0", seed=0)
+    make_small_run(tmp_path / "1", seed=1, **early)
+    make_small_run(tmp_path / "2", seed=2, status="interrupted", error="stopped by trainer.max_time", **early)
+    assert main([str(tmp_path)]) == 0
+    _, _, *table = rows(capsys.readouterr().out)
+    assert [row[5] for row in table] == [
+        "ok",
+        "ok, 2 of 9 epochs",
+        "interrupted, 2 of 9 epochs",
+        "ok, 1 of 2 cut short",
+    ]
+    page = Page(tmp_path / "1" / "report.html")
+    assert "Stopped early after 2 of 9 epochs" in page
+    assert {"EarlyStopping: no better", "2 of 9"} <= set(page.texts)
+
+
+def test_part_of_the_data_is_said(tmp_path: Path) -> None:
+    limits = "trainer: {limit_train_batches: 3, limit_val_batches: 1.0, limit_test_batches: null}\n"
+    page = Page(write_report(make_small_run(tmp_path, config=limits)))
+    assert "Only part of the data was used: trainer.limit_train_batches=3." in page
+
+
+def test_a_metric_other_than_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, error in enumerate((0.25, 0.75)):
+        make_small_run(tmp_path / str(seed), seed=seed, metrics={"test_loss": 9.0, "test_mae": error, "val_mae": 7.0})
+    assert main([str(tmp_path)]) == 0
+    _, _, first, _, mean = rows(capsys.readouterr().out)
+    assert first[6] == "0.25 test mae"
+    assert mean[6] == "0.5 ± 0.3536 test mae"
+    assert "with a test mae of 0.25." in Page(tmp_path / "0" / "report.html")
+
+
+def test_commands_of_a_resumed_run(tmp_path: Path) -> None:
+    typed = ["python -m src.search epochs=1", "python -m src.search resume=run epochs=2"]
+    page = Page(write_report(make_small_run(tmp_path, command="python -m src.search epochs=2", commands=typed)))
+    assert "python -m src.search epochs=2" in page.texts
+    assert " ".join(typed) in page.texts
 
 
 def test_a_seed_that_ran_twice_is_not_counted_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +343,7 @@ def test_path_without_runs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.split(" ", 2)[2][:9] for line in captured.err.splitlines()] == ["holds no ", "does not ", "is not a "]
-    with pytest.raises(ValueError, match="is not a run folder"):
+    with pytest.raises(ValueError, match="must be the folder of a run"):
         write_report(tmp_path)
 
 

@@ -85,10 +85,15 @@ class TestSearch:
         versions = result.pop("versions")
         assert set(versions) == {"python", "torch", "torchvision", "lightning"}
         assert all(isinstance(version, str) for version in versions.values())
-        assert {name: type(value) for name, value in result.items() if name not in ("error", "git_commit")} == {
+        unknown = ("error", "git_commit", "stopped_by")
+        assert {name: type(value) for name, value in result.items() if name not in unknown} == {
             "status": str,
             "kind": str,
             "command": str,
+            "commands": list,
+            "epochs": int,
+            "planned_epochs": int,
+            "machine": dict,
             "seed": int,
             "order": int,
             "data": dict,
@@ -227,7 +232,7 @@ class TestSearch:
         result = read_json(tmp_path / "run" / "result.json")
         assert (result["status"], result["error"]) == (
             "interrupted",
-            f"stopped by SIGINT; to go on: python -m src.search resume={tmp_path / 'run'}",
+            f"stopped by SIGINT after 0 of 1 epochs; to continue: python -m src.search resume={tmp_path / 'run'}",
         )
 
     @pytest.mark.usefixtures("no_report")
@@ -452,7 +457,7 @@ class TestBadInput:
     def test_begun_run_is_not_written_over(self, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text("order: 1\n")
         line = refused(run("search", *SEARCH, f"folder={tmp_path}"))
-        assert "already holds a run that was begun" in line
+        assert "already holds a run that was started" in line
         assert contents(tmp_path) == {"config.yaml": b"order: 1\n"}
 
     def test_begun_job_of_a_sweep_is_not_written_over(self, tmp_path: Path) -> None:
@@ -460,7 +465,7 @@ class TestBadInput:
         (tmp_path / "0" / "config.yaml").write_text("order: 1\n")
         done = run("search", "-m", *SEARCH, "seed=0", f"folder={tmp_path}")
         assert done.code == 2
-        assert "already holds a run that was begun" in done.err
+        assert "already holds a run that was started" in done.err
         assert contents(tmp_path / "0") == {"config.yaml": b"order: 1\n"}
 
     def test_folder_that_cannot_be_made(self, tmp_path: Path) -> None:

@@ -40,6 +40,6 @@ def test_jobs_side_by_side_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.M
         fcntl.flock(file, fcntl.LOCK_EX)
         assert devices.own_gpu(2) == 0
         monkeypatch.setattr(devices, "_gpu_lock", None)  # as in another process
-        with pytest.raises(ValueError, match="all 2 GPUs have a job of a sweep"):
+        with pytest.raises(ValueError, match="all 2 GPUs are in use by jobs of a sweep"):
             devices.own_gpu(2)
     assert devices.own_gpu(2) == 1

@@ -472,7 +472,10 @@ class TestBadResume:
         for typed, part in (
             ([f"resume={tmp_path / 'nowhere'}"], "holds no run to resume"),
             ([f"resume={folder}", "seed=1", "epochs=9"], "seed cannot change in a resumed run"),
-            ([f"resume={folder}", "checkpoint_minutes=-1", "epochs=9"], "checkpoint_minutes must be 0 (every step) or more"),
+            (
+                [f"resume={folder}", "checkpoint_minutes=-1", "epochs=9"],
+                "checkpoint_minutes must be 0 (every step) or more",
+            ),
             ([f"sweep.resume={folder}"], "sweep.resume goes with --multirun"),
         ):
             assert part in refused(run("search", *typed))

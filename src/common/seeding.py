@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -16,3 +20,15 @@ def derive_seed(*parts: int | str) -> int:
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
     """Seed torch's global generators for one training step of one process."""
     torch.manual_seed(derive_seed("step", seed, epoch, step, rank))
+
+
+@contextmanager
+def preserved_randomness() -> Iterator[None]:
+    """Restore the generators of Python, NumPy and PyTorch (on the CPU) at the end of the block."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (code that uses it needs it restored)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -44,6 +44,7 @@ class Strongest:
         }
         choices: dict[str, Answer] = {key: name for key, (name, _) in kept.items()}
         dropped: set[str] = set()
+        chosen: set[str] = set()
         for key, rule in spec.items():
             if isinstance(rule, InputSpec):
                 edges = ranks_edges(rule, spec)
@@ -52,10 +53,11 @@ class Strongest:
                 else:
                     strength = expected[key]
                 order = sorted(rule.inputs, key=lambda name: -strength[name])
-                chosen = order[: rule.n_chosen]
-                choices[key] = tuple(name for name in rule.inputs if name in chosen)
+                choices[key] = tuple(name for name in rule.inputs if name in order[: rule.n_chosen])
                 if edges:
+                    chosen.update(order[: rule.n_chosen])
                     dropped.update(order[rule.n_chosen :])
+        dropped -= chosen  # an edge into two nodes stays if either keeps it
         return Architecture({key: None if key in dropped else choices[key] for key in spec})
 
     def strength(self, weight: float, edge_weights: Mapping[str, float], edge: str) -> float:

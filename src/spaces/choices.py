@@ -1,9 +1,10 @@
 """Choices: they make any `nn.Module` a search space.
 
-A space is a module that somewhere holds `LayerChoice`s (one operation of several) and `InputChoice`s (some inputs of
-several), each with a key. Choices that share a key share their alphas; that is how all normal cells are one cell.
-`RelaxedSpace` owns the alphas and makes the choice continuous; `fix` puts an architecture's answers in place of the
-choices. A space of one's own needs no code about alphas, gradients or files: tests/spaces/test_choices.py has one.
+A space is a module that holds `LayerChoice`s (one operation of several) and `InputChoice`s (some inputs of several)
+anywhere within it, each with a key. It may be a choice itself. Choices that share a key share their alphas: that is how
+all normal cells are one cell. `RelaxedSpace` owns the alphas and makes the choices continuous; `fix` replaces the choices
+with an architecture's answers. A space needs no code about alphas, gradients or files: examples/mlp_space has one of
+twenty-five lines, and `check_space` (src/spaces/check.py) says what is wrong with one.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from src.architectures.architecture import Architecture, InputSpec, LayerSpec, Spec
-from src.common.errors import ConfigError
+from src.architectures.architecture import Answer, Architecture, InputSpec, LayerSpec, Spec
+from src.common.errors import ConfigError, shorten
 
 ZERO = "none"  # the candidate that contributes nothing; an architecture never names it
 
 
 class LayerChoice(nn.Module):
-    """One operation of several. While searching, their weighted sum.
+    """One operation of several. During a search, the weighted sum of their outputs, which must have one shape.
 
     Implements equation 2 of arXiv 1806.09055.
 
     Attributes:
-        weights: the mixing weights, (candidates,); there while a `RelaxedSpace` runs.
-        path: the place of the candidate that alone runs, where a method samples one; else None.
-        width: the number of channels that `of_width` was told, else None.
+        weights: the mixing weights, (candidates,), while a `RelaxedSpace` runs; else None.
+        path: the index of the only candidate that runs, where a method samples one; else None.
+        width: the number of channels that `of_width` was given, else None.
     """
 
     def __init__(self, candidates: Mapping[str, nn.Module], *, key: str) -> None:
@@ -36,20 +37,23 @@ class LayerChoice(nn.Module):
         self.path: int | None = None
         self.width: int | None = None
         self._build: Callable[[int], Mapping[str, nn.Module]] | None = None
+        taken = nn.ModuleDict()
         for name in candidates:
-            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            if not name.isidentifier() or hasattr(taken, name):
                 raise ConfigError(
-                    f"candidate {name!r} of LayerChoice {key!r}: allowed are identifiers no module attribute has"
+                    f"the name of a candidate of LayerChoice {key!r} must be an identifier that is not the name of an "
+                    f"attribute of modules, got {name!r}"
                 )
         self.candidates = nn.ModuleDict(candidates)
         self.spec: LayerSpec = LayerSpec(tuple(name for name in candidates if name != ZERO))
         self.weights: Tensor | None = None
+        self._answer: tuple[nn.Module, ...] = ()  # of `fix`; a tuple, so that it is not registered twice
         if not self.spec.candidates:
-            raise ConfigError(f"LayerChoice {key!r} has no candidate besides {ZERO!r}, at least one is needed")
+            raise ConfigError(f"LayerChoice {key!r} must have a candidate besides {ZERO!r}")
 
     @classmethod
     def of_width(cls, build: Callable[[int], Mapping[str, nn.Module]], width: int, *, key: str) -> LayerChoice:
-        """Return the choice among the candidates `build(width)`, which methods may make anew for fewer channels.
+        """Return the choice among the candidates `build(width)`, which methods may rebuild with fewer channels.
 
         Args:
             build: returns the candidates for a number of channels.
@@ -66,46 +70,73 @@ class LayerChoice(nn.Module):
         return LayerChoice.of_width(self._build, width, key=self.key)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the weighted sum of the candidates' outputs on `inputs`; of one candidate, where a path is chosen."""
-        assert self.weights is not None, "a choice is only called through RelaxedSpace"
-        if self.path is not None:
-            return self.weights[self.path] * list(self._operations())[self.path](*inputs)
-        outputs = (
-            weight * operation(*inputs) for weight, operation in zip(self.weights, self._operations(), strict=True)
-        )
-        total = next(outputs)
-        for output in outputs:
-            total = total + output
-        return total
+        """Return the weighted sum of the candidates' outputs on `inputs`; of one candidate, where a path is chosen.
 
-    def _operations(self) -> Iterator[nn.Module]:
-        return iter(self.candidates.values())
+        Raises:
+            ConfigError: the outputs differ in shape, or the choice is not part of a `RelaxedSpace`.
+        """
+        if self._answer:
+            return self._answer[0](*inputs)
+        if self.weights is None:
+            raise _not_relaxed(self)
+        if self.path is not None:
+            return self.weights[self.path] * list(self.candidates.values())[self.path](*inputs)
+        total: Tensor | None = None
+        for weight, (name, operation) in zip(self.weights, self.candidates.items(), strict=True):
+            output = operation(*inputs)
+            _check_shape(self, name, output, next(iter(self.candidates)), total)
+            total = weight * output if total is None else total + weight * output
+        assert total is not None
+        return total
 
 
 class InputChoice(nn.Module):
-    """`n_chosen` inputs of several, added up.
+    """`n_chosen` inputs of several, added up. The inputs must have one shape.
 
-    Inputs named by keys of LayerChoices are edges: they have no alphas of their own, all are added while searching (with
-    weights, if the method has edge weights), and those with the strongest operations are kept, as in the paper's cells.
-    Inputs of any other names have alphas: their weighted sum is taken while searching, and the heaviest are kept.
+    Inputs named by keys of LayerChoices are edges. They have no alphas of their own: during a search all are added (with
+    weights, if the method has edge weights), and in the end those with the strongest operations are kept, as in the
+    paper's cells. Each must be the output of its LayerChoice, unchanged and used for nothing else, since `fix` removes the
+    LayerChoices of the edges that are dropped.
+
+    Inputs with any other names have alphas: during a search their weighted sum is taken, and in the end the heaviest are
+    kept. What computes the others remains in the fixed network.
 
     Attributes:
-        weights: the mixing weights, (inputs,), where there are any; there while a `RelaxedSpace` runs.
+        weights: the mixing weights, (inputs,), if there are any, while a `RelaxedSpace` runs; else None.
+        over_edges: whether the inputs are edges; None until a `RelaxedSpace` holds the choice.
     """
 
     def __init__(self, inputs: Sequence[str], *, n_chosen: int, key: str) -> None:
         super().__init__()
         _check_key(key)
-        if not 1 <= n_chosen <= len(inputs) or len(set(inputs)) != len(inputs):
-            raise ConfigError(
-                f"InputChoice {key!r}: n_chosen={n_chosen} of inputs {list(inputs)}, allowed are 1 to all, each once"
-            )
+        if len(set(inputs)) != len(inputs):
+            raise ConfigError(f"the inputs of InputChoice {key!r} must have different names, got {', '.join(inputs)}")
+        if not 1 <= n_chosen <= len(inputs):
+            raise ConfigError(f"n_chosen of InputChoice {key!r} must be 1 to {len(inputs)}, got {n_chosen}")
         self.key = key
         self.spec: InputSpec = InputSpec(tuple(inputs), n_chosen)
         self.weights: Tensor | None = None
+        self.over_edges: bool | None = None
+        self._answer: tuple[nn.Module, ...] = ()
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Return the (weighted) sum of `inputs`, which come in the order of the names."""
+        """Return the (weighted) sum of `inputs`, which come in the order of the names.
+
+        Raises:
+            ConfigError: the inputs differ in shape, there are more or fewer than names, or the choice is not part of a
+                `RelaxedSpace`.
+        """
+        if self._answer:
+            return self._answer[0](inputs)
+        if self.weights is None and not self.over_edges:
+            raise _not_relaxed(self)
+        if isinstance(inputs, Tensor) or len(inputs) != len(self.spec.inputs):
+            given = "one tensor" if isinstance(inputs, Tensor) else str(len(inputs))
+            raise ConfigError(
+                f"{words(self)} must be called with a list of {len(self.spec.inputs)} tensors, got {given}"
+            )
+        for name, term in zip(self.spec.inputs, inputs, strict=True):
+            _check_shape(self, name, term, self.spec.inputs[0], inputs[0])
         terms = inputs if self.weights is None else [w * x for w, x in zip(self.weights, inputs, strict=True)]
         total = terms[0]
         for term in terms[1:]:
@@ -121,6 +152,17 @@ def choices_of(space: nn.Module) -> Iterator[Choice]:
     return (module for module in space.modules() if isinstance(module, LayerChoice | InputChoice))
 
 
+def places_of(space: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Yield (parent, name, child) for each place in `space` at which a module is registered, one by one.
+
+    Unlike `named_children`, it yields a module that is registered twice at both of its places.
+    """
+    for parent in list(space.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None:
+                yield parent, name, child
+
+
 def ranks_edges(rule: InputSpec, spec: Spec) -> bool:
     """Return whether the inputs of a choice are edges: keys of LayerChoices."""
     return isinstance(spec.get(rule.inputs[0]), LayerSpec)
@@ -132,18 +174,29 @@ def spec_of(space: nn.Module) -> Spec:
     Raises:
         ConfigError: there is no choice, choices that share a key differ, or an InputChoice mixes edges with others.
     """
-    spec: dict[str, LayerSpec | InputSpec] = {}
+    found: dict[str, Choice] = {}
     for choice in choices_of(space):
-        if spec.setdefault(choice.key, choice.spec) != choice.spec:
+        first = found.setdefault(choice.key, choice)
+        if _options(first) != _options(choice):
             raise ConfigError(
-                f"choices with the key {choice.key!r} differ in their candidates, sharing a key needs the same"
+                f"choices that share the key {choice.key!r} must have the same options, got {_options(first)} and "
+                f"{_options(choice)}"
             )
-    if not spec:
-        raise ConfigError("the space holds no LayerChoice and no InputChoice, there is nothing to search")
+    if not found:
+        raise ConfigError(
+            "the space holds no LayerChoice and no InputChoice, so there is nothing to search; a choice must be an "
+            "attribute of a module, or in an nn.ModuleList or nn.ModuleDict, and must be made in __init__"
+        )
+    spec: dict[str, LayerSpec | InputSpec] = {key: choice.spec for key, choice in found.items()}
     for key, rule in spec.items():
-        if isinstance(rule, InputSpec) and len({isinstance(spec.get(name), LayerSpec) for name in rule.inputs}) > 1:
+        if not isinstance(rule, InputSpec):
+            continue
+        edges = [name for name in rule.inputs if isinstance(spec.get(name), LayerSpec)]
+        if edges and len(edges) != len(rule.inputs):
+            others = [name for name in rule.inputs if name not in edges]
             raise ConfigError(
-                f"InputChoice {key!r} mixes keys of LayerChoices with other names, allowed is one or the other"
+                f"the inputs of InputChoice {key!r} must be keys of LayerChoices (edges) or other names, not both, got "
+                f"the keys {', '.join(edges)} and the names {', '.join(others)}"
             )
     return spec
 
@@ -170,29 +223,71 @@ class _Chosen(nn.Module):
 
 
 def fix(space: nn.Module, architecture: Architecture) -> nn.Module:
-    """Put the architecture's answers in place of the choices in `space`, which is changed and returned.
+    """Return `space` with the architecture's answers in place of its choices; it has no alphas.
+
+    It computes what the relaxed space computes with one-hot mixing weights, and costs what the chosen operations cost:
+    those of dropped edges do not run. `space` itself is changed, and is returned unless it is a choice.
 
     Raises:
         ConfigError: the architecture is not one of this space.
     """
     answers = Architecture.parse(architecture.to_plain(), spec_of(space)).choices
+    for choice in list(choices_of(space)):
+        choice._answer = (_fixed(choice, answers[choice.key]),)  # for calls through other references, as from a list
 
-    def fixed(choice: Choice) -> nn.Module:
-        answer = answers[choice.key]
-        if isinstance(choice, InputChoice):
-            assert isinstance(answer, tuple)
-            inputs = choice.spec.inputs
-            return _Chosen(tuple(inputs.index(name) for name in answer))
-        return _Dropped() if answer is None else choice.candidates[str(answer)]
+    def resolved(module: nn.Module) -> nn.Module:
+        while isinstance(module, LayerChoice | InputChoice):  # a candidate may itself be a choice
+            (module,) = module._answer
+        return module
 
-    for parent in list(space.modules()):
-        for name, child in list(parent.named_children()):
-            while isinstance(child, LayerChoice | InputChoice):  # a candidate may itself be a choice
-                child = fixed(child)  # noqa: PLW2901
-            setattr(parent, name, child)
-    return space
+    for parent, name, child in list(places_of(space)):
+        if isinstance(child, LayerChoice | InputChoice):
+            setattr(parent, name, resolved(child))
+    return resolved(space)
+
+
+def _fixed(choice: Choice, answer: Answer) -> nn.Module:
+    if isinstance(choice, InputChoice):
+        assert isinstance(answer, tuple)
+        return _Chosen(tuple(choice.spec.inputs.index(name) for name in answer))
+    return _Dropped() if answer is None else choice.candidates[str(answer)]
+
+
+def _options(choice: Choice) -> str:
+    """Return what a choice is made among, in words."""
+    if isinstance(choice, LayerChoice):
+        return f"the candidates {', '.join(choice.candidates)}"
+    return f"{choice.spec.n_chosen} of the inputs {', '.join(choice.spec.inputs)}"
+
+
+def words(choice: Choice) -> str:
+    """Return what messages call a choice: its kind and its key."""
+    return f"{type(choice).__name__} {choice.key!r}"
+
+
+def _check_shape(choice: Choice, name: str, term: object, first: str, like: Tensor | None) -> None:
+    """Raise a `ConfigError` unless a term of a sum is a tensor of the first one's shape: some others would broadcast."""
+    role = "candidate" if isinstance(choice, LayerChoice) else "input"
+    if not isinstance(term, Tensor):
+        raise ConfigError(f"{role} {name!r} of {words(choice)} must be a tensor, got {type(term).__name__}")
+    if like is not None and term.shape != like.shape:
+        raise ConfigError(
+            f"{role} {name!r} of {words(choice)} must have the shape of {role} {first!r}, {tuple(like.shape)}, "
+            f"got {tuple(term.shape)}"
+        )
+
+
+def _not_relaxed(choice: Choice) -> ConfigError:
+    return ConfigError(
+        f"{words(choice)} was called, but no RelaxedSpace holds it; a choice must be an attribute of a module of the "
+        "space, or in an nn.ModuleList or nn.ModuleDict (not in a list or dict), must be made in __init__ (not in "
+        "forward), and runs within RelaxedSpace(space)"
+    )
 
 
 def _check_key(key: str) -> None:
-    if not key.isidentifier():
-        raise ConfigError(f"the key {key!r} of a choice is not an identifier (letters, digits and _, no digit first)")
+    if not key.isidentifier() or hasattr(nn.ParameterDict(), key):
+        raise ConfigError(
+            f"the key of a choice must be an identifier (letters, digits and _) that is not the name of an attribute of "
+            f"modules, got {shorten(key)!r}"
+        )

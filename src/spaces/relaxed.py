@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from src.spaces.choices import LayerChoice, choices_of, ranks_edges, spec_of
+from src.spaces.choices import InputChoice, LayerChoice, choices_of, places_of, ranks_edges, spec_of
 
 WEIGHTS, ALPHAS, EDGES = "space.", "alphas.", "edges."  # how the names of a RelaxedSpace's parameters begin
 
@@ -45,9 +45,11 @@ class RelaxedSpace(nn.Module):
         sizes: dict[str, int] = {}
         edges: dict[str, int] = {}
         for choice in self._choices:
+            if isinstance(choice, InputChoice):
+                choice.over_edges = ranks_edges(choice.spec, self.spec)
             if isinstance(choice, LayerChoice):
                 sizes[choice.key] = len(choice.candidates)
-            elif not ranks_edges(choice.spec, self.spec):
+            elif not choice.over_edges:
                 sizes[choice.key] = len(choice.spec.inputs)
             elif edge_weights:
                 edges[choice.key] = len(choice.spec.inputs)
@@ -100,14 +102,13 @@ class RelaxedSpace(nn.Module):
         }
 
     def _replace_choices(self, mixed_op: Callable[[LayerChoice], nn.Module]) -> None:
-        """Put the mixed operation of each LayerChoice in its place; one that is used in two places stays one."""
+        """Replace each LayerChoice with its mixed operation; one that is registered in two places remains one."""
         made: dict[nn.Module, nn.Module] = {}
-        for parent in list(self.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, LayerChoice):
-                    if child not in made:
-                        made[child] = mixed_op(child)
-                    setattr(parent, name, made[child])
+        for parent, name, child in list(places_of(self)):
+            if isinstance(child, LayerChoice):
+                if child not in made:
+                    made[child] = mixed_op(child)
+                setattr(parent, name, made[child])
 
 
 def by_size(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:

@@ -10,12 +10,11 @@ Nothing else is printed to the standard output. An operation that the other prog
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from src.common.errors import ConfigError, unknown
-from src.runs.folder import RunFolder
+from src.runs.folder import genotype_in
 from src.spaces.cnn.formats import FORMATS, load_cells
 from src.spaces.cnn.operations import import_operations
 
@@ -38,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.to not in writers:
             raise unknown("format in --to:", options.to, writers)
         import_operations(options.operations)
-        is_folder = os.path.isdir(options.genotype)
-        architecture = load_cells(str(RunFolder(options.genotype).genotype) if is_folder else options.genotype)
+        architecture = load_cells(genotype_in(options.genotype))
         text = writers[options.to](architecture)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

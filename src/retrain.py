@@ -1,6 +1,6 @@
 """python -m src.retrain: train a genotype from scratch on the whole train split, and test it.
 
-    python -m src.retrain genotype=runs/search/RUN/genotype.json       what a search found
+    python -m src.retrain genotype=runs/search/RUN                     what a search found
     python -m src.retrain genotype=runs/search/RUN/checkpoints/epoch_49.json
     python -m src.retrain genotype=DARTS_V2                            what the paper found
     python -m src.retrain -m genotype=DARTS_V2 seed=0,1,2,3            the mean of several is what compares
@@ -18,7 +18,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.architectures.architecture import Architecture
 from src.callbacks.record import EpochMetrics
@@ -26,10 +26,11 @@ from src.data.modules import RetrainData
 from src.report import write_report
 from src.runs.build import build_data, build_network, build_trainer, check_optimizers, count_macs, count_params
 from src.runs.claim import claim, recorded
-from src.runs.folder import RunFolder
+from src.runs.folder import RunFolder, genotype_in
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.record import Record
 from src.spaces.cnn.formats import load_cells
+from src.spaces.cnn.operations import import_operations
 from src.training.retrain import RetrainModule
 
 
@@ -54,7 +55,10 @@ def retrain(config: DictConfig, folder: Path) -> None:
     with mistakes():
         # A run that goes on has its own genotype: the file it began with may have changed since.
         own = RunFolder(folder).genotype
-        architecture = load_cells(str(own) if config.resume is not None and own.exists() else config.genotype)
+        import_operations(OmegaConf.select(config, "space.operations", default=()))
+        architecture = load_cells(
+            str(own) if config.resume is not None and own.exists() else genotype_in(config.genotype)
+        )
         data = build_data(RetrainData, config)
         module = build_module(config, data, architecture)
         check_optimizers(module)

@@ -432,7 +432,7 @@ class TestBadInput:
             ("seed=1", "genotype is not set, give it as genotype=..."),
             ("order=2", "unknown key 'order'"),
             ("space.stem_multiplier=0", "space.stem_multiplier=0, allowed are 1 and more"),
-            ("space.drop_path=2", "drop_path=2.0, allowed are 0 to 0.999"),
+            ("space.drop_path=2", "drop_path must be between 0 and 0.999, got 2.0"),
             ("data.cutout=9", "data.cutout=9 for images with a side of 8, allowed are 0 (none) to 8"),
         ],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,3 +97,8 @@ class RunFolder:
             match = pattern.fullmatch(path.name)
             if match:
                 yield int(match[1]), path
+
+
+def genotype_in(given: str) -> str:
+    """Return what was given as a genotype, and for a folder the path of the genotype in it."""
+    return str(RunFolder(given).genotype) if os.path.isdir(given) else given

@@ -59,6 +59,7 @@ class CellSpace:
     nodes: int = MISSING
     stem_multiplier: int = MISSING
     candidates: list[str] = field(default_factory=list)
+    operations: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -71,6 +72,7 @@ class CellNetwork:
     cells: int = MISSING
     stem_multiplier: int = MISSING
     auxiliary: bool = MISSING
+    operations: list[str] = field(default_factory=list)
     auxiliary_weight: float = MISSING
     drop_path: float = MISSING
 

@@ -13,7 +13,7 @@ from src.architectures.architecture import Architecture
 from src.report import main, write_report
 from src.reports.drawing import words
 from src.reports.page import duration
-from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES, edge_key
+from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES, edge_key, parse_cells
 
 CELLS = NAMED_GENOTYPES["DARTS_V2"].to_architecture()
 
@@ -368,3 +368,19 @@ def test_what_lies_below_a_run_is_not_a_run(tmp_path: Path, capsys: pytest.Captu
 )
 def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_operations_that_nothing_is_registered_for_are_drawn(tmp_path: Path) -> None:
+    """A run may have operations of its own; their module is not imported by a report."""
+    answers = {**CELLS.to_plain(), "normal_n2_p0": "gated_conv", "reduce_n2_p0": "mish"}
+    page = Page(
+        write_report(make_run(tmp_path / "run", architecture=parse_cells(answers, also=["gated_conv", "mish"])))
+    )
+    assert "The cells" in page.texts
+    assert page.texts.count("gated conv") >= 2  # its label and its line in the key
+    assert re.search(r"background: (#\w{6})\"></i>gated conv<", page.source)
+    shades = [re.search(rf"background: (#\w{{6}})\"></i>{name}<", page.source) for name in ("gated conv", "mish")]
+    assert shades[0] is not None
+    assert shades[1] is not None
+    assert shades[0][1] != shades[1][1]
+    assert shades[1][1] in page.source.split("The cells")[1].split("</figure>")[1]  # in the picture of the other cell

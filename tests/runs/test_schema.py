@@ -66,6 +66,7 @@ class TestRecipe:
                 "dil_conv_3x3",
                 "dil_conv_5x5",
             ],
+            "operations": [],
         }
         assert tuple(config.space.candidates) == CANDIDATES
         assert config.data == {
@@ -113,6 +114,7 @@ class TestRecipe:
             "auxiliary": True,
             "auxiliary_weight": 0.4,
             "drop_path": 0.2,
+            "operations": [],
         }
         assert config.data == {
             "source": {"_target_": "src.data.sources.Cifar10", "root": "data/cifar10"},

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from src.common.errors import ConfigError, unknown
 from src.spaces.choices import InputChoice, LayerChoice
 from src.spaces.cnn.genotypes import CANDIDATES, EDGES_PER_NODE, MAX_NODES, edge_key, switch_key
-from src.spaces.cnn.operations import OPERATIONS, FactorizedReduce, ReLUConvBN
+from src.spaces.cnn.operations import OPERATIONS, FactorizedReduce, ReLUConvBN, import_operations
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,10 @@ class Cell(nn.Module):
 
 
 class Supernet(nn.Module):
-    """The network that holds every architecture of the CNN cell space; defaults are the paper's search on CIFAR-10."""
+    """The network that holds every architecture of the CNN cell space; defaults are the paper's search on CIFAR-10.
+
+    `operations` names modules that register operations of your own, which `candidates` can then list.
+    """
 
     def __init__(
         self,
@@ -133,8 +136,10 @@ class Supernet(nn.Module):
         nodes: int = 4,
         stem_multiplier: int = 3,
         candidates: Sequence[str] = CANDIDATES,
+        operations: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        import_operations(operations)
         check_candidates(candidates)
         plans = plan_cells(cells=cells, channels=channels, stem_multiplier=stem_multiplier, nodes=nodes)
         self.stem = stem(input_shape[0], stem_multiplier * channels)

@@ -11,12 +11,13 @@ from src.architectures.architecture import Architecture
 from src.common.errors import ConfigError
 from src.spaces.cnn.cells import CellPlan, plan_cells, preprocess, stem
 from src.spaces.cnn.genotypes import Genotype, NodeEdges
-from src.spaces.cnn.operations import OPERATIONS
+from src.spaces.cnn.operations import OPERATIONS, import_operations
 
 
 class Network(nn.Module):
     """Cells of one genotype, stacked; defaults are the paper's evaluation on CIFAR-10.
 
+    `operations` names modules that register operations of your own, which the genotype can then have.
     `drop_path` is the probability of dropping an operation's output for a sample; the training loop raises it from 0.
     """
 
@@ -30,8 +31,10 @@ class Network(nn.Module):
         cells: int = 20,
         stem_multiplier: int = 3,
         auxiliary: bool = True,
+        operations: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        import_operations(operations)
         genotype = Genotype.from_architecture(architecture)
         nodes = len(genotype.normal)
         plans = plan_cells(cells=cells, channels=channels, stem_multiplier=stem_multiplier, nodes=nodes)

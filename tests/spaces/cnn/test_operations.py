@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from src.common.errors import ConfigError
 from src.fast.fused import FusedNetwork, FusedSupernet
+from src.methods.discretizers import Strongest
 from src.reports.cells import cell_figure
 from src.reports.drawing import colours, to_svg, words
 from src.spaces.cnn.cells import Supernet
@@ -164,7 +165,7 @@ def test_an_operation_of_your_own_is_searched_retrained_drawn_and_written() -> N
     with torch.no_grad():
         for alpha in net.alphas.values():
             alpha.copy_(torch.tensor([0.0, 0.0, 1.0]))
-    derived = parse_cells(net.derive().to_plain())
+    derived = parse_cells(Strongest()(net.by_name(net.softmax()), net.spec).to_plain())
     genotype = Genotype.from_architecture(derived)
     assert {edge.operation for node in (*genotype.normal, *genotype.reduce) for edge in node} == {"own"}
     logits, _ = Network(derived, **shape, auxiliary=False)(torch.randn(2, 3, 8, 8))

@@ -1,26 +1,26 @@
-"""Cells as pictures in the loggers, so that a dashboard shows how they change."""
+"""Pictures of the cells in the loggers, so that a dashboard shows how they change."""
 
 from __future__ import annotations
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from src.common.errors import ConfigError
+from src.common.errors import must_be
 from src.reports.cells import cell_figure, to_array
 from src.spaces.cnn.genotypes import KINDS, Genotype, is_cell_architecture
 from src.training.search import SearchModule
 
 
 class CellPictures(L.Callback):
-    """Logs the derived cells as images every so many epochs, to the loggers that take images."""
+    """Logs the derived cells as images every `every_n_epochs` epochs, to the loggers that take images."""
 
     def __init__(self, every_n_epochs: int = 1) -> None:
         if every_n_epochs < 1:
-            raise ConfigError(f"callbacks.pictures.every_n_epochs={every_n_epochs}, allowed are 1 and more")
+            raise must_be("every_n_epochs", "1 or more", every_n_epochs)
         self.every_n_epochs = every_n_epochs
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw and log; nothing is drawn if no logger takes images."""
+        """Draw and log the cells; nothing is drawn if no logger takes images."""
         assert isinstance(pl_module, SearchModule)
         epoch = trainer.current_epoch
         takers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
@@ -32,6 +32,8 @@ class CellPictures(L.Callback):
             picture = to_array(cell_figure(getattr(genotype, kind), f"{kind} cell after epoch {epoch}"))
             for logger in takers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_image(f"cells/{kind}", [picture], step=trainer.fit_loop.epoch_loop.total_batch_idx)
+                    # Weights & Biases orders everything by step, and Lightning logs an epoch at its last batch.
+                    step = int((epoch + 1) * trainer.num_training_batches) - 1
+                    logger.log_image(f"cells/{kind}", [picture], step=step)
                 else:
                     logger.experiment.add_image(f"cells/{kind}", picture, epoch, dataformats="HWC")

@@ -154,7 +154,7 @@ class TrainingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the sums of the training epoch so far, of every process; none at an epoch's end."""
         checkpoint["format"] = CHECKPOINT_FORMAT
-        within_epoch = not self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        within_epoch = not self.trainer.is_last_batch
         sums = {
             name: {key: cast(Tensor, value).cpu() for key, value in self._metric(name).metric_state.items()}
             for name in self._of_training

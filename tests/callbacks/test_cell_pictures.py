@@ -74,5 +74,5 @@ def test_nothing_is_drawn_for_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_every_n_epochs_out_of_range() -> None:
-    with pytest.raises(ValueError, match=r"callbacks\.pictures\.every_n_epochs=0, allowed are 1 and more"):
+    with pytest.raises(ValueError, match="every_n_epochs must be 1 or more, got 0"):
         CellPictures(every_n_epochs=0)

@@ -51,7 +51,7 @@ def test_a_line_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert parts[0] == f"epoch {epoch}/2"
         assert re.fullmatch(f"train loss {number} accuracy {share}", parts[1])
         assert re.fullmatch(f"validation loss {number} accuracy {share}", parts[2])
-        assert re.fullmatch(r"\d+ s gone, \d+ s left", parts[3])
+        assert re.fullmatch(r"\d+ s elapsed, \d+ s left", parts[3])
     assert len(out.splitlines()) == 2
     assert err == ""  # no bar where nobody looks
 
@@ -69,9 +69,9 @@ def test_time_gone_and_left(clock: Clock, tmp_path: Path, capsys: pytest.Capture
     fit(tmp_path, Tick(clock), epochs=3)  # three epochs of four batches
     ends = [line.split(" | ")[-1] for line in capsys.readouterr().out.splitlines()]
     assert ends == [
-        "2 min 00 s gone, 4 min 00 s left",
-        "4 min 00 s gone, 2 min 00 s left",
-        "6 min 00 s gone, 0 s left",
+        "2 min 00 s elapsed, 4 min 00 s left",
+        "4 min 00 s elapsed, 2 min 00 s left",
+        "6 min 00 s elapsed, 0 s left",
     ]
 
 
@@ -81,7 +81,7 @@ def test_a_resumed_run_counts_its_own_time(clock: Clock, tmp_path: Path, capsys:
     capsys.readouterr()
     fit(tmp_path, Tick(clock), epochs=4, resume=tmp_path / "last.ckpt")
     ends = [line.split(" | ")[-1] for line in capsys.readouterr().out.splitlines()]
-    assert ends == ["2 min 00 s gone, 2 min 00 s left", "4 min 00 s gone, 0 s left"]
+    assert ends == ["2 min 00 s elapsed, 2 min 00 s left", "4 min 00 s elapsed, 0 s left"]
 
 
 def test_a_bar_on_a_terminal(

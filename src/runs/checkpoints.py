@@ -87,7 +87,7 @@ def load(path: Path, *, largest: int | None = None) -> dict[str, Any]:
         raise ConfigError(
             f"checkpoint {path} must have format {CHECKPOINT_FORMAT} to be read by this version, got {shorten(found)}"
         )
-    for name, kind in PARTS.items():
+    for name, kind in {**PARTS, **({"run": dict} if "run" in checkpoint else {})}.items():  # older ones have no facts
         if not isinstance(checkpoint.get(name), kind):
             raise ConfigError(f"checkpoint {path} was not written by this code: it holds no {kind.__name__} {name!r}")
     return checkpoint
@@ -118,7 +118,7 @@ def newest(
         except ConfigError as error:
             damage.append(str(error))
             continue
-        _check_same_data(folder, checkpoint.get("run"), data or {})
+        _check_same_data(folder, checkpoint.get("run", {}), data or {})
         _check_fits(path, checkpoint["state_dict"], module.state_dict())
         if damage:
             print(f"{damage[0]}; resuming from {path.name}", file=sys.stderr)
@@ -128,9 +128,9 @@ def newest(
     return None
 
 
-def _check_same_data(folder: RunFolder, saved: Any, data: Mapping[str, Any]) -> None:
+def _check_same_data(folder: RunFolder, facts: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     """Raise a `ConfigError` that names the first difference between a run's data and those that it is resumed with."""
-    before = saved.get("data") if isinstance(saved, dict) else None
+    before = facts.get("data")
     for name, value in data.items():
         # The name may follow the place of the data, which may change.
         if name == "name" or not isinstance(before, dict) or name not in before or _alike(before[name], value):

@@ -52,8 +52,8 @@ class Run:
     config: DictConfig
     record: Record
     trainer: L.Trainer
-    progress: Checkpoints
-    checkpoint: Path | None = None
+    checkpoints: Checkpoints
+    resume_from: Path | None = None
     lock: int | None = None
 
     @property
@@ -68,8 +68,8 @@ class Run:
             Interrupted: a signal or a limit of time or steps ended the training.
             ConfigError: there was nothing to train on.
         """
-        self.trainer.fit(module, datamodule=data, ckpt_path=self.checkpoint)
-        if self.trainer.max_epochs is None or self.progress.epochs >= self.trainer.max_epochs:
+        self.trainer.fit(module, datamodule=data, ckpt_path=self.resume_from)
+        if self.trainer.max_epochs is None or self.checkpoints.epochs >= self.trainer.max_epochs:
             return
         limit = limit_reached(self.trainer)
         if limit is not None:  # before the first step: later, `Checkpoints` stops the run
@@ -77,7 +77,7 @@ class Run:
         self.record.stopped_by = early_stop(self.trainer)
         if self.record.stopped_by is None:
             raise ConfigError(
-                f"the training ended after {self.progress.epochs} of {self.trainer.max_epochs} epochs: there are no "
+                f"the training ended after {self.checkpoints.epochs} of {self.trainer.max_epochs} epochs: there are no "
                 f"training batches (trainer.limit_train_batches={self.trainer.limit_train_batches})"
             )
 
@@ -89,10 +89,10 @@ def claim(folder: Path, config: DictConfig, record: Record, trainer: L.Trainer, 
         ConfigError: another process uses the folder; or it holds a run, and `config.resume` does not ask to resume it;
             or it does, and the run does not fit, has other data, or has nothing left to do.
     """
-    (progress,) = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints))
+    (checkpoints,) = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoints))
     record.machine, record.planned_epochs = machine(trainer), trainer.max_epochs
-    progress.facts = {"data": record.data, "machine": record.machine}
-    run, files = Run(folder, config, record, trainer, progress), RunFolder(folder)
+    checkpoints.facts = {"data": record.data, "machine": record.machine}
+    run, files = Run(folder, config, record, trainer, checkpoints), RunFolder(folder)
     if run.is_first:
         folder.mkdir(parents=True, exist_ok=True)
         run.lock = lock_file(files.lock)
@@ -113,7 +113,7 @@ def claim(folder: Path, config: DictConfig, record: Record, trainer: L.Trainer, 
             record.command = present_command(record.commands)
             found = newest(files, module, data=record.data)
             if found is not None:
-                run.checkpoint, checkpoint = found
+                run.resume_from, checkpoint = found
                 _check_resumes(run, checkpoint)
         if run.is_first:
             files.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -138,11 +138,11 @@ def _check_resumes(run: Run, checkpoint: dict[str, Any]) -> None:
             f"{folder} has finished its {trainer.max_epochs} epochs; epochs must be {trainer.max_epochs + 1} or more to "
             "resume it"
         )
-    before = checkpoint.get("run", {}).get("machine", {})
+    before = checkpoint.get("run", {}).get("machine")
     changes = [
         f"{name}={value} (before: {before[name]})"
         for name, value in run.record.machine.items()
-        if name in before and before[name] != value
+        if isinstance(before, dict) and before.get(name, value) != value
     ]
     if changes and run.is_first:
         print(
@@ -175,8 +175,8 @@ def recorded(run: Run) -> Iterator[None]:
 
     def write(status: str, error: str | None) -> None:
         if run.is_first:
-            run.record.epochs = run.progress.epochs
-            write_result(run.folder, run.record, status, error, run.progress.seconds)
+            run.record.epochs = run.checkpoints.epochs
+            write_result(run.folder, run.record, status, error, run.checkpoints.seconds)
 
     try:
         yield
@@ -184,7 +184,7 @@ def recorded(run: Run) -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt, SystemExit) as stop:  # Lightning turns a KeyboardInterrupt into SystemExit
         known = stop if isinstance(stop, Interrupted) else Interrupted("SIGINT", signal.SIGINT)
         run.record.stopped_by = known.by
-        epochs = f"{run.progress.epochs} of {run.trainer.max_epochs} epochs"
+        epochs = f"{run.checkpoints.epochs} of {run.trainer.max_epochs} epochs"
         text = f"stopped by {known.by} after {epochs}; to continue: {_to_resume(run)}"
         write("interrupted", text)
         if not known.signal_number:

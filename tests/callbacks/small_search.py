@@ -72,7 +72,7 @@ def search_module(space: nn.Module) -> SearchModule:
 def fit(
     folder: Path, *callbacks: L.Callback, epochs: int = 2, resume: Path | None = None
 ) -> tuple[L.Trainer, SearchModule]:
-    """Search `Space` with some callbacks, and leave `last.ckpt` in `folder`; with `resume`, go on after a checkpoint."""
+    """Search `Space` with some callbacks, and leave `last.ckpt` in `folder`; with `resume`, continue after a checkpoint."""
     torch.manual_seed(0)
     module = search_module(Space())
     checkpoint = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)

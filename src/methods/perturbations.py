@@ -60,7 +60,8 @@ class RandomSmoothing:
         """Return mixing weights with noise; `loss` is not evaluated."""
         radius = self.radius(progress)
         noisy = {
-            key: row.detach() + radius * (2 * torch.rand(row.shape, generator=generator).to(row) - 1)
+            key: row.detach()
+            + radius * (2 * torch.rand(row.shape, dtype=torch.float64, generator=generator).to(row) - 1)
             for key, row in mixing.items()
         }
         return project(noisy)

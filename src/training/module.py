@@ -193,6 +193,24 @@ def set_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor | Non
         parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
 
 
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give zero momentum to weights that get their first gradient after others did, as those of a sampled operation may.
+
+    torch's fused SGD raises an error (2.14.1) unless all weights with a gradient have a momentum buffer, or none has.
+    From zeros it computes exactly the first step of such a weight: momentum * 0 + gradient.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if not group["fused"] or not group["momentum"] or group["dampening"]:
+            continue
+        stepped = [weight for weight in group["params"] if weight.grad is not None]
+        late = [w for w in stepped if optimizer.state.get(w, {}).get("momentum_buffer") is None]
+        if len(late) < len(stepped):
+            for weight in late:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+
+
 def channels_last(inputs: Tensor) -> Tensor:
     """Return images (N, C, H, W) with channels innermost in memory, which is faster; other inputs stay as they are."""
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs

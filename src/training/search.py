@@ -20,7 +20,7 @@ from src.data.tasks import Task
 from src.methods.method import Method
 from src.methods.schedules import Progress
 from src.spaces.relaxed import WEIGHTS, RelaxedSpace
-from src.training.module import Batch, TrainingModule, channels_last, set_gradients
+from src.training.module import Batch, TrainingModule, channels_last, set_gradients, start_momentum
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -191,6 +191,7 @@ class SearchModule(TrainingModule):
         set_gradients(weights, self.average_step(weights, gradients))
         gradient_norm = nn.utils.clip_grad_norm_(weights, self.gradient_clip)
         self.check_finite("weights", gradient_norm, loss)
+        start_momentum(getattr(weight_optimizer, "optimizer", weight_optimizer))
         weight_optimizer.step()
         self._step += 1  # for whoever takes steps without a trainer, which sets it itself
         return loss.detach(), outputs.detach()

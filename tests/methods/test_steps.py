@@ -1,0 +1,225 @@
+"""A method's search against its plain transcription, and bugs of published code put back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from methods.plain import (
+    HYPERGRADIENTS,
+    Plain,
+    PlainBeta,
+    PlainGdas,
+    PlainPartialChannels,
+    PlainRandomSmoothing,
+    batches,
+    difference,
+    fit,
+    search_module,
+)
+from src.methods import perturbations
+from src.methods.discretizers import StrongestProduct
+from src.methods.method import Method
+from src.methods.mixed_ops import PartialChannels, PartialChoice
+from src.methods.penalties import BetaDecay
+from src.methods.perturbations import RandomSmoothing
+from src.methods.relaxations import GumbelHard
+from src.spaces.choices import LayerChoice
+from src.spaces.relaxed import RelaxedSpace
+from src.training.search import SearchModule
+
+METHODS: dict[str, tuple[Method, type[Plain]]] = {
+    "beta_darts": (Method(penalty=BetaDecay()), PlainBeta),
+    "sdarts_rs": (Method(perturbation=RandomSmoothing()), PlainRandomSmoothing),
+    "gdas": (Method(relaxation=GumbelHard()), PlainGdas),
+    "pc_darts": (
+        Method(mixed_op=PartialChannels(k=2), edge_weights=True, discretizer=StrongestProduct(), frozen_epochs=1),
+        PlainPartialChannels,
+    ),
+}
+LEGAL = [(name, order) for name in METHODS for order in HYPERGRADIENTS if name != "gdas" or order == "first_order"]
+
+
+def transcribed(method: str, hypergradient: str, search: SearchModule) -> RelaxedSpace:
+    """Return what the plain algorithm makes of a search's first network."""
+    return METHODS[method][1](copy.deepcopy(search.net)).run(batches(), hypergradient)
+
+
+@pytest.mark.parametrize(("method", "hypergradient"), LEGAL)
+def test_search_equals_the_plain_algorithm(method: str, hypergradient: str) -> None:
+    search = search_module(METHODS[method][0], HYPERGRADIENTS[hypergradient])
+    reference = transcribed(method, hypergradient, search)
+    assert difference(fit(search, batches()), reference) < 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_fused_optimiser_takes_the_same_steps(method: str) -> None:
+    search = search_module(METHODS[method][0], fused=True)
+    reference = transcribed(method, "first_order", search)
+    assert difference(fit(search, batches()), reference) < 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_weights_step_leaves_the_alphas_alone(method: str) -> None:
+    search = search_module(METHODS[method][0])
+    (weight_optimizer, _), _ = search.configure_optimizers()
+    before = {name: vector.clone() for name, vector in search.alphas().items()}
+    search.step_weights(batches(1)[0]["weights"], weight_optimizer)
+    assert all(torch.equal(vector, before[name]) for name, vector in search.alphas().items())
+
+
+# Each of these bugs was, or still is, in a published implementation, or is easily made. Each replaces a piece of the code.
+
+
+def _no_penalty_in_the_unrolled_step(patch: pytest.MonkeyPatch) -> None:
+    """As in Beta-DARTS' own code."""
+    original = SearchModule.step_alphas
+
+    def step_alphas(self: Any, *arguments: Any) -> Any:
+        if self.hypergradient.unrolls:
+            self.method = Method()
+        return original(self, *arguments)
+
+    patch.setattr(SearchModule, "step_alphas", step_alphas)
+
+
+def _penalty_summed_over_edges(patch: pytest.MonkeyPatch) -> None:
+    original = Method.penalty_gradient
+    patch.setattr(
+        Method,
+        "penalty_gradient",
+        lambda self, alphas, progress: {k: len(alphas) * g for k, g in original(self, alphas, progress).items()},
+    )
+
+
+def _raw_alphas_perturbed(patch: pytest.MonkeyPatch) -> None:
+    """As in confopt: noise on the alphas, which are clipped and normalised, and then go through the softmax."""
+    smooth = RandomSmoothing.__call__
+    patch.setattr(
+        RandomSmoothing,
+        "__call__",
+        lambda self, mixing, *rest: {
+            k: row.softmax(0) for k, row in smooth(self, {k: row.log() for k, row in mixing.items()}, *rest).items()
+        },
+    )
+
+
+def _perturbed_alphas_written_back(patch: pytest.MonkeyPatch) -> None:
+    """As in confopt."""
+    original = SearchModule._weights_step_mixing
+
+    def mixing(self: Any, batch: Any) -> Any:
+        result = original(self, batch)
+        with torch.no_grad():
+            for key, row in result.items():
+                self.net.alphas[key].copy_(row)
+        return result
+
+    patch.setattr(SearchModule, "_weights_step_mixing", mixing)
+
+
+def _alphas_step_perturbed(patch: pytest.MonkeyPatch) -> None:
+    original = Method.mixing_weights
+
+    def mixing_weights(self: Any, parameters: Any, noise: Any, progress: Any) -> Any:
+        rows = original(self, parameters, noise, progress)
+        offsets = perturbations.project({key: row.detach() + 0.03 * row.argsort() for key, row in rows.items()})
+        return {key: row - row.detach() + offsets[key] for key, row in rows.items()}
+
+    patch.setattr(Method, "mixing_weights", mixing_weights)
+
+
+def _sampled_weights_as_zero_scalars(patch: pytest.MonkeyPatch) -> None:
+    """GDAS' code for NAS-Bench-201: a gradient flows into the weights of candidates that were not drawn."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        outputs = [
+            weight * operation(x) if place == self.path else weight
+            for place, (weight, operation) in enumerate(zip(self.weights, self._operations(), strict=True))
+        ]
+        return sum(outputs[1:], outputs[0])
+
+    patch.setattr(LayerChoice, "forward", forward)
+
+
+def _the_weights_step_draws_anew(patch: pytest.MonkeyPatch) -> None:
+    """As in GDAS' own code: the weights' step trains another path than the alphas' step has measured."""
+    original = SearchModule._weights_step_mixing
+
+    def mixing(self: Any, batch: Any) -> Any:
+        self._noise = lambda: self.method.draw(self.alphas(), self._generator("another"))
+        try:
+            return original(self, batch)
+        finally:
+            del self._noise
+
+    patch.setattr(SearchModule, "_weights_step_mixing", mixing)
+
+
+def _undrawn_weights_have_gradient_zero(patch: pytest.MonkeyPatch) -> None:
+    """Weight decay and momentum would go on moving them."""
+    original = SearchModule.average_step
+    patch.setattr(
+        SearchModule,
+        "average_step",
+        lambda self, weights, gradients: original(
+            self, weights, [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)]
+        ),
+    )
+
+
+def _channels_not_shuffled(patch: pytest.MonkeyPatch) -> None:
+    original = PartialChoice.forward
+    patch.setattr(
+        PartialChoice,
+        "forward",
+        lambda self, x: original(self, x).unflatten(1, (-1, self.k)).transpose(1, 2).flatten(1, 2),
+    )
+
+
+def _never_frozen(patch: pytest.MonkeyPatch) -> None:
+    original = SearchModule.training_step
+
+    def training_step(self: Any, *arguments: Any) -> Any:
+        self.method = Method(**{**vars(self.method), "frozen_epochs": 0})
+        return original(self, *arguments)
+
+    patch.setattr(SearchModule, "training_step", training_step)
+
+
+def _edge_weights_over_the_whole_cell(patch: pytest.MonkeyPatch) -> None:
+    """Edges compete within a node, not within a cell."""
+    original = Method.mixing_weights
+
+    def mixing_weights(self: Any, parameters: Any, noise: Any, progress: Any) -> Any:
+        rows = original(self, parameters, noise, progress)
+        edges = [name.removeprefix("edges.") for name in parameters if name.startswith("edges.")]
+        return rows | {key: rows[key] / len(edges) for key in edges}
+
+    patch.setattr(Method, "mixing_weights", mixing_weights)
+
+
+TRAPS = {
+    "beta_darts": (_no_penalty_in_the_unrolled_step, _penalty_summed_over_edges),
+    "sdarts_rs": (_raw_alphas_perturbed, _perturbed_alphas_written_back, _alphas_step_perturbed),
+    "gdas": (_sampled_weights_as_zero_scalars, _the_weights_step_draws_anew, _undrawn_weights_have_gradient_zero),
+    "pc_darts": (_channels_not_shuffled, _never_frozen, _edge_weights_over_the_whole_cell),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "trap"),
+    [pytest.param(method, trap, id=trap.__name__.strip("_")) for method, traps in TRAPS.items() for trap in traps],
+)
+def test_known_bugs_are_noticed(method: str, trap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hypergradient = "exact" if trap is _no_penalty_in_the_unrolled_step else "first_order"
+    search = search_module(METHODS[method][0], HYPERGRADIENTS[hypergradient])
+    reference = transcribed(method, hypergradient, search)
+    with monkeypatch.context() as patch:
+        trap(patch)
+        found = difference(fit(search, batches()), reference)
+    assert found > 1e-6

@@ -39,7 +39,7 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
             f"order={config.order} with hypergradient {type(hypergradient).__name__}, which is of order "
             f"{hypergradient.order}; allowed are hypergradient=auto or one of the same order"
         )
-    return SearchModule(
+    module = SearchModule(
         build_network(
             config.space,
             differentiated_twice=hypergradient.differentiates_twice,
@@ -55,6 +55,11 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
         gradient_clip=config.optimizer.gradient_clip,
         seed=config.seed,
     )
+    try:
+        module.method.check_epochs(config.epochs, module.alphas())
+    except ConfigError as error:
+        raise error.within("method") from None
+    return module
 
 
 def search(config: DictConfig, folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -58,25 +59,52 @@ class Method:
         for slot, choice in (("penalty", self.penalty), ("perturbation", self.perturbation)):
             if choice is not None and self.relaxation.kind not in choice.fits:
                 raise ConfigError(
-                    f"{slot} {type(choice).__name__} needs a relaxation of the kind {' or '.join(sorted(choice.fits))}, "
-                    f"got {type(self.relaxation).__name__} ({self.relaxation.kind})"
+                    f"{slot} {_name(choice)} needs a relaxation of kind {' or '.join(sorted(choice.fits))}, "
+                    f"got {_name(self.relaxation)}, which is of kind {self.relaxation.kind}"
                 )
-        if self.edge_weights != self.discretizer.ranks_by_edge_weights:
-            needed = "a discretizer that ranks by them" if self.edge_weights else "edge_weights=true"
-            what = "edge weights need" if self.edge_weights else "this discretizer needs"
-            raise ConfigError(f"{what} {needed}, got discretizer {type(self.discretizer).__name__}")
+        discretizer = _name(self.discretizer)
+        if self.edge_weights and not self.discretizer.ranks_by_edge_weights:
+            raise must_be(
+                "discretizer", "StrongestProduct, or another that ranks by edge weights, with edge_weights", discretizer
+            )
+        if self.discretizer.ranks_by_edge_weights and not self.edge_weights:
+            raise must_be("edge_weights", f"true with the discretizer {discretizer}", self.edge_weights)
 
     def check_order(self, *, unrolls: bool) -> None:
         """Raise a `ConfigError` if the hypergradient is of an order that the relaxation has no gradient for."""
         if unrolls and not self.relaxation.second_order:
             raise ConfigError(
-                f"order must be 1 with the relaxation {type(self.relaxation).__name__}: it draws one candidate, "
-                "which a second derivative does not see"
+                f"order must be 1 with the relaxation {_name(self.relaxation)}, got 2: its mixing weights have no "
+                "second derivative"
             )
 
+    def check_epochs(self, epochs: int, parameters: Mapping[str, Tensor]) -> None:
+        """Raise a `ConfigError` unless a search of so many epochs trains the alphas, with legal values in each epoch."""
+        if self.frozen_epochs >= epochs:
+            raise must_be("frozen_epochs", f"less than the number of epochs ({epochs})", self.frozen_epochs)
+        alphas, generator = _under(ALPHAS, parameters), torch.Generator()
+        rows, noise = self.relaxation.expected(alphas), self.relaxation.draw(alphas, generator)
+        for epoch in range(epochs):
+            progress = Progress(epoch, epochs)
+            with _within("relaxation"):
+                self.relaxation.mixing_weights(alphas, noise, progress)
+            if self.penalty is not None:
+                with _within("penalty"):
+                    self.penalty(alphas, progress)
+            if self.perturbation is not None:
+                with _within("perturbation"):
+                    self.perturbation(rows, lambda rows: torch.stack(list(rows.values())).sum(), progress, generator)
+
     def relax(self, space: torch.nn.Module, *, init_scale: float = 1e-3) -> RelaxedSpace:
-        """Return the space with its alphas, each LayerChoice replaced as the method asks for; `space` is changed."""
-        return RelaxedSpace(space, init_scale=init_scale, mixed_op=self.mixed_op, edge_weights=self.edge_weights)
+        """Return the space with its alphas, each LayerChoice replaced as the method asks for; `space` is changed.
+
+        Raises:
+            ConfigError: the method does not go with the space.
+        """
+        net = RelaxedSpace(space, init_scale=init_scale, mixed_op=self.mixed_op, edge_weights=self.edge_weights)
+        if self.edge_weights and not len(net.edges):
+            raise must_be("edge_weights", "false for a space without an InputChoice over edges", True)
+        return net
 
     def draw(self, parameters: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
         """Return the noise of one search step."""
@@ -139,6 +167,19 @@ class Method:
     def derive(self, expected: MixingWeights, spec: Spec) -> Architecture:
         """Return the architecture."""
         return self.discretizer(expected, spec)
+
+
+def _name(choice: object) -> str:
+    return type(choice).__name__
+
+
+@contextmanager
+def _within(slot: str) -> Iterator[None]:
+    """Put the slot before the names of arguments in a `ConfigError`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.within(slot) from None
 
 
 def _under(prefix: str, parameters: Mapping[str, Tensor]) -> Tensors:

@@ -33,18 +33,20 @@ class PartialChannels:
             raise must_be("k", "1 or more", self.k)
 
     def __call__(self, choice: LayerChoice) -> nn.Module:
-        """Return the module for the place of `choice`.
+        """Return the module for the place of `choice`; the choice itself if all channels go through it.
 
         Raises:
             ConfigError: the choice has no width, or one that k does not divide.
         """
+        if self.k == 1:
+            return choice
         if choice.width is None:
             raise ConfigError(
-                f"partial channels need choices made by LayerChoice.of_width, {choice.key!r} has a fixed width"
+                f"{type(self).__name__} needs choices made by LayerChoice.of_width, {choice.key!r} has a fixed width"
             )
         if choice.width % self.k:
             raise ConfigError(
-                f"partial channels with k={self.k} need a multiple of {self.k} channels, {choice.key!r} has {choice.width}"
+                f"{type(self).__name__} needs a number of channels that k={self.k} divides, {choice.key!r} has {choice.width}"
             )
         return PartialChoice(choice.with_width(choice.width // self.k), self.k)
 

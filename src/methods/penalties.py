@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from src.methods.schedules import Linear, Progress, Schedule
+from src.methods.schedules import Linear, Progress, Schedule, value_at
 
 
 class Penalty(Protocol):
@@ -42,4 +42,4 @@ class BetaDecay:
 
     def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
         """Return lambda * mean over keys of log sum exp(alpha)."""
-        return self.weight(progress) * torch.stack([alpha.logsumexp(0) for alpha in alphas.values()]).mean()
+        return value_at(self.weight, progress) * torch.stack([alpha.logsumexp(0) for alpha in alphas.values()]).mean()

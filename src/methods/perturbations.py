@@ -9,7 +9,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from src.methods.schedules import Linear, Progress, Schedule
+from src.common.errors import must_be
+from src.methods.schedules import Linear, Progress, Schedule, value_at
 from src.spaces.relaxed import by_size
 
 Tensors = dict[str, Tensor]
@@ -57,8 +58,14 @@ class RandomSmoothing:
         progress: Progress,
         generator: torch.Generator,
     ) -> Tensors:
-        """Return mixing weights with noise; `loss` is not evaluated."""
-        radius = self.radius(progress)
+        """Return mixing weights with noise; `loss` is not evaluated.
+
+        Raises:
+            ConfigError: the radius is negative in this epoch.
+        """
+        radius = value_at(self.radius, progress)
+        if not radius >= 0:
+            raise must_be("radius", "0 or more in every epoch", f"{radius:g} in epoch {progress.epoch}")
         noisy = {
             key: row.detach()
             + radius * (2 * torch.rand(row.shape, dtype=torch.float64, generator=generator).to(row) - 1)

@@ -12,7 +12,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from src.methods.schedules import Linear, Progress, Schedule
+from src.common.errors import must_be
+from src.methods.schedules import Linear, Progress, Schedule, value_at
 from src.spaces.relaxed import by_size, softmax
 
 Tensors = dict[str, Tensor]
@@ -92,8 +93,14 @@ class GumbelHard:
         return {key: _gumbel(alpha, generator) for key, alpha in alphas.items()}
 
     def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
-        """Return one-hot weights with the gradient of p."""
-        tau = self.temperature(progress)
+        """Return one-hot weights with the gradient of p.
+
+        Raises:
+            ConfigError: the temperature is not above 0 in this epoch.
+        """
+        tau = value_at(self.temperature, progress)
+        if not tau > 0:
+            raise must_be("temperature", "above 0 in every epoch", f"{tau:g} in epoch {progress.epoch}")
         result: Tensors = {}
         for keys in by_size(alphas):
             alpha = torch.stack([alphas[key] for key in keys])

@@ -1,4 +1,7 @@
-"""Values that change over a search. A schedule is a pure function of the epoch, so a resumed search is exact."""
+"""Values that change over a search. A schedule is a pure function of the epoch, so a resumed search is exact.
+
+Wherever a method takes a schedule, it takes a number too: the same value in every epoch.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,12 @@ class Progress(NamedTuple):
     epochs: int
 
 
-Schedule = Callable[[Progress], float]
+Schedule = Callable[[Progress], float] | float
 
 
-@dataclass(frozen=True)
-class Constant:
-    """The same value in every epoch."""
-
-    value: float
-
-    def __call__(self, progress: Progress) -> float:
-        """Return the value."""
-        return self.value
+def value_at(schedule: Schedule, progress: Progress) -> float:
+    """Return the value of a schedule in an epoch."""
+    return schedule(progress) if callable(schedule) else schedule
 
 
 @dataclass(frozen=True)

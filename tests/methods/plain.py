@@ -205,7 +205,9 @@ class Plain:
 
 class PlainBeta(Plain):
     def penalty(self, alphas: list[Tensor], epoch: int) -> list[Tensor]:
-        return [50 * epoch / EPOCHS * alpha.detach().softmax(0) / len(alphas) for alpha in alphas]
+        count = len(self.net.alphas)  # after these come the edges' weights, which are not penalised
+        gradient = [50 * epoch / EPOCHS * alpha.detach().softmax(0) / count for alpha in alphas[:count]]
+        return gradient + [torch.zeros_like(vector) for vector in alphas[count:]]
 
 
 class PlainRandomSmoothing(Plain):
@@ -255,6 +257,14 @@ class PlainPartialChannels(Plain):
     def add_up(self, net: RelaxedSpace, node: Any, outputs: list[Tensor]) -> Tensor:
         edges = net.edges[node.switch.key].softmax(0)
         return torch.stack([weight * output for weight, output in zip(edges, outputs, strict=True)]).sum(0)
+
+
+class PlainGdasPartialChannelsBeta(PlainPartialChannels, PlainGdas, PlainBeta):
+    pass
+
+
+class PlainRandomSmoothingPartialChannelsBeta(PlainPartialChannels, PlainRandomSmoothing, PlainBeta):
+    pass
 
 
 def split(net: RelaxedSpace) -> tuple[list[Tensor], list[Tensor]]:

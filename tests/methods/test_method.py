@@ -1,0 +1,140 @@
+"""Which choices go together (the table of legal combinations), and what the others are told."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from spaces.test_choices import Perceptron
+
+from src.common.errors import ConfigError
+from src.methods.discretizers import Strongest, StrongestProduct
+from src.methods.method import Method
+from src.methods.mixed_ops import PartialChannels
+from src.methods.penalties import BetaDecay
+from src.methods.perturbations import RandomSmoothing
+from src.methods.relaxations import GumbelHard, Softmax
+from src.methods.schedules import Linear, Progress
+
+
+class Sigmoid(Softmax):
+    """A relaxation of one's own, of a kind that nothing here fits."""
+
+    kind: ClassVar[str] = "sigmoid"
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({}, None),
+        ({"penalty": BetaDecay()}, None),
+        ({"relaxation": GumbelHard(), "penalty": BetaDecay()}, None),
+        ({"perturbation": RandomSmoothing()}, None),
+        ({"relaxation": GumbelHard(), "mixed_op": PartialChannels()}, None),
+        ({"relaxation": Sigmoid(), "mixed_op": PartialChannels()}, None),
+        ({"edge_weights": True, "discretizer": StrongestProduct()}, None),
+        (
+            {"relaxation": Sigmoid(), "penalty": BetaDecay()},
+            "penalty BetaDecay needs a relaxation of kind gumbel or softmax, got Sigmoid, which is of kind sigmoid",
+        ),
+        (
+            {"relaxation": GumbelHard(), "perturbation": RandomSmoothing()},
+            "perturbation RandomSmoothing needs a relaxation of kind simplex or softmax, got GumbelHard, which is of "
+            "kind gumbel",
+        ),
+        (
+            {"edge_weights": True},
+            "discretizer must be StrongestProduct, or another that ranks by edge weights, with edge_weights, got Strongest",
+        ),
+        (
+            {"discretizer": StrongestProduct()},
+            "edge_weights must be true with the discretizer StrongestProduct, got False",
+        ),
+        ({"frozen_epochs": -1}, "frozen_epochs must be 0 or more, got -1"),
+    ],
+)
+def test_which_choices_go_together(choices: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        Method(**choices)
+        return
+    with pytest.raises(ConfigError) as error:
+        Method(**choices)
+    assert str(error.value) == message
+
+
+def test_orders() -> None:
+    for relaxation in (Softmax(), GumbelHard()):
+        Method(relaxation=relaxation).check_order(unrolls=False)
+    Method().check_order(unrolls=True)
+    with pytest.raises(ConfigError, match=r"^order must be 1 with the relaxation GumbelHard, got 2: "):
+        Method(relaxation=GumbelHard()).check_order(unrolls=True)
+
+
+@pytest.mark.parametrize(
+    ("choices", "epochs", "message"),
+    [
+        ({"frozen_epochs": 2}, 3, None),
+        ({"frozen_epochs": 3}, 3, r"frozen_epochs must be less than the number of epochs \(3\), got 3"),
+        ({"relaxation": GumbelHard(temperature=Linear(1.0, 0.0))}, 1, None),  # the first epoch is the only one
+        (
+            {"relaxation": GumbelHard(temperature=Linear(1.0, 0.0))},
+            3,
+            r"relaxation\.temperature must be above 0 in every epoch, got 0 in epoch 2",
+        ),
+        (
+            {"perturbation": RandomSmoothing(radius=Linear(0.1, -0.1))},
+            3,
+            r"perturbation\.radius must be 0 or more in every epoch, got -0\.1 in epoch 2",
+        ),
+    ],
+)
+def test_what_goes_with_a_number_of_epochs(choices: dict[str, Any], epochs: int, message: str | None) -> None:
+    method, parameters = Method(**choices), {"alphas.edge": torch.zeros(3), "edges.node": torch.zeros(2)}
+    if message is None:
+        method.check_epochs(epochs, parameters)
+        return
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        method.check_epochs(epochs, parameters)
+
+
+def test_a_space_of_ones_own() -> None:
+    """Keys that are shared, and inputs with alphas: all slots but those that need a width, or edges."""
+    x, progress = torch.randn(4, 6), Progress(0, 2)
+    for method in (
+        Method(penalty=BetaDecay(weight=1.0)),
+        Method(perturbation=RandomSmoothing(radius=0.1)),
+        Method(relaxation=GumbelHard()),
+    ):
+        net = method.relax(Perceptron())
+        parameters: dict[str, torch.Tensor] = {k: p for k, p in net.named_parameters() if k.startswith("alphas.")}
+        noise = method.draw(parameters, torch.Generator())
+        rows = method.weights_step_mixing(parameters, noise, progress, lambda rows: x.sum(), torch.Generator())
+        assert {key: row.shape for key, row in rows.items()} == {"twins": (2,), "third": (2,), "read": (3,)}
+        assert net(x, mixing=rows, one_path=method.relaxation.one_path).shape == (4, 3)
+        assert net(x, mixing=method.evaluated(parameters), one_path=method.relaxation.one_path).shape == (4, 3)
+        architecture = method.derive(net.by_name(method.expected(parameters)), net.spec)
+        assert set(architecture.choices) == {"twins", "third", "read"}
+    with pytest.raises(ConfigError, match=r"needs choices made by LayerChoice\.of_width, 'twins' has a fixed width$"):
+        Method(mixed_op=PartialChannels()).relax(Perceptron())
+    with pytest.raises(ConfigError, match=r"^edge_weights must be false for a space without an InputChoice over edges"):
+        Method(edge_weights=True, discretizer=StrongestProduct()).relax(Perceptron())
+
+
+def test_a_sampled_network_is_validated_by_its_likeliest_path() -> None:
+    parameters = {"alphas.edge": torch.tensor([0.0, 2.0, 1.0]), "edges.node": torch.tensor([0.0, 1.0])}
+    rows = Method(relaxation=GumbelHard()).evaluated(parameters)
+    assert rows["edge"].tolist() == [0.0, 1.0, 0.0]
+    assert torch.equal(rows["node"], parameters["edges.node"].softmax(0))
+    assert torch.equal(Method().evaluated(parameters)["edge"], parameters["alphas.edge"].softmax(0))
+
+
+def test_edges_weights_are_not_perturbed() -> None:
+    method = Method(edge_weights=True, discretizer=StrongestProduct(), perturbation=RandomSmoothing(radius=0.3))
+    parameters = {"alphas.edge": torch.tensor([0.0, 2.0, 1.0]), "edges.node": torch.tensor([0.0, 1.0])}
+    rows = method.weights_step_mixing(
+        parameters, {}, Progress(0, 1), lambda rows: torch.zeros(()), torch.Generator().manual_seed(0)
+    )
+    assert torch.equal(rows["node"], parameters["edges.node"].softmax(0))
+    assert not torch.allclose(rows["edge"], parameters["alphas.edge"].softmax(0))
+    assert Strongest.ranks_by_edge_weights is False

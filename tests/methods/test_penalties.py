@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.methods.method import Method
+from src.methods.penalties import BetaDecay
+from src.methods.schedules import Progress
+
+ALPHAS = torch.tensor([0.0, math.log(2), math.log(3)], dtype=torch.float64)
+FIRST = Progress(0, 1)
+
+
+def test_beta_decay_by_hand() -> None:
+    assert float(BetaDecay(weight=1.0)({"edge": ALPHAS}, FIRST)) == math.log(6)
+    method = Method(penalty=BetaDecay(weight=6.0))
+    parameters = {"alphas.a": ALPHAS, "alphas.b": ALPHAS + 1, "alphas.c": torch.zeros(2).double(), "edges.n": ALPHAS}
+    gradient = method.penalty_gradient(parameters, FIRST)
+    softmax = torch.tensor([1 / 6, 1 / 3, 1 / 2], dtype=torch.float64)
+    assert set(gradient) == {"alphas.a", "alphas.b", "alphas.c"}  # edges' weights are not penalised
+    torch.testing.assert_close(gradient["alphas.a"], 6 * softmax / 3)
+    torch.testing.assert_close(gradient["alphas.b"], 6 * softmax / 3)
+    torch.testing.assert_close(gradient["alphas.c"], torch.ones(2).double())
+
+
+def test_the_default_weight_is_the_papers() -> None:
+    value = BetaDecay()({"edge": ALPHAS}, Progress(0, 100))
+    assert float(value) == 0.0
+    for epoch, expected in ((1, 0.5), (50, 25.0), (99, 49.5)):
+        value = BetaDecay()({"edge": ALPHAS}, Progress(epoch, 100))
+        torch.testing.assert_close(float(value), expected * math.log(6))
+
+
+def test_without_a_penalty_there_is_no_gradient() -> None:
+    assert Method().penalty_gradient({"alphas.a": ALPHAS}, FIRST) == {}
+
+
+rows = st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@given(rows, st.floats(0, 50))
+def test_beta_decays_gradient_is_that_of_its_value(values: list[list[float]], weight: float) -> None:
+    penalty = BetaDecay(weight=weight)
+    alphas = {f"alphas.{i}": torch.tensor(row, dtype=torch.float64) for i, row in enumerate(values)}
+    gradient = Method(penalty=penalty).penalty_gradient(alphas, FIRST)
+    assert all(not alpha.requires_grad for alpha in alphas.values())
+    h = 1e-5
+    for name, alpha in alphas.items():
+        for place in range(len(alpha)):
+            step = torch.zeros_like(alpha)
+            step[place] = h
+            ahead, behind = (
+                float(penalty({k.removeprefix("alphas."): v for k, v in {**alphas, name: moved}.items()}, FIRST))
+                for moved in (alpha + step, alpha - step)
+            )
+            assert math.isclose((ahead - behind) / (2 * h), float(gradient[name][place]), rel_tol=1e-5, abs_tol=1e-6)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conformance.relaxation import RelaxationConformance
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from src.common.errors import ConfigError
+from src.methods.relaxations import GumbelHard, Relaxation, Softmax
+from src.methods.schedules import Progress
+from src.spaces.choices import LayerChoice
+from src.spaces.relaxed import RelaxedSpace
+
+ALPHAS = torch.tensor([0.0, math.log(2), math.log(3)], dtype=torch.float64)  # softmax [1/6, 1/3, 1/2]
+NO_NOISE = {"edge": torch.zeros(3, dtype=torch.float64)}
+FIRST = Progress(0, 1)
+
+
+class TestSoftmax(RelaxationConformance):
+    def relaxation(self) -> Relaxation:
+        return Softmax()
+
+    def test_by_hand(self) -> None:
+        rows = Softmax().mixing_weights({"edge": ALPHAS}, {}, FIRST)
+        torch.testing.assert_close(rows["edge"], torch.tensor([1 / 6, 1 / 3, 1 / 2], dtype=torch.float64))
+
+
+class TestGumbelHard(RelaxationConformance):
+    def relaxation(self) -> Relaxation:
+        return GumbelHard()
+
+    def test_by_hand(self) -> None:
+        alphas = ALPHAS.clone().requires_grad_()
+        row = GumbelHard(temperature=2.0).mixing_weights({"edge": alphas}, NO_NOISE, FIRST)["edge"]
+        assert row.tolist() == [0.0, 0.0, 1.0]
+        (gradient,) = torch.autograd.grad(row[2], alphas)
+        # p = softmax(log softmax(alphas) / 2), and dp_2 / dalphas = p_2 (onehot_2 - p) / 2.
+        root = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).sqrt()
+        p = root / root.sum()
+        torch.testing.assert_close(p, torch.tensor([0.241181, 0.341081, 0.417738]).double(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(gradient, p[2] * (torch.tensor([0.0, 0.0, 1.0]) - p) / 2)
+        expected = torch.tensor([-0.050375, -0.071241, 0.121616], dtype=torch.float64)
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-6)
+
+    @given(st.lists(st.floats(-3, 3), min_size=2, max_size=6), st.integers(0, 2**32), st.sampled_from([0.1, 1.0, 10.0]))
+    def test_the_gradient_is_that_of_the_relaxed_draw(self, values: list[float], seed: int, tau: float) -> None:
+        alphas = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        relaxation = GumbelHard(temperature=tau)
+        noise = relaxation.draw({"edge": alphas}, torch.Generator().manual_seed(seed))
+        cost = torch.linspace(-1, 2, len(values), dtype=torch.float64)
+        row = relaxation.mixing_weights({"edge": alphas}, noise, FIRST)["edge"]
+        (gradient,) = torch.autograd.grad(cost @ row, alphas)
+
+        def relaxed(shifted: Tensor) -> float:
+            logits = (shifted - torch.logsumexp(shifted, 0) + noise["edge"]) / tau
+            weights = (logits - logits.max()).exp()
+            return float(cost @ weights / weights.sum())
+
+        h = 1e-5
+        with torch.no_grad():
+            steps = h * torch.eye(len(values), dtype=torch.float64)
+            numerical = torch.tensor([(relaxed(alphas + e) - relaxed(alphas - e)) / (2 * h) for e in steps])
+        torch.testing.assert_close(gradient, numerical.double(), rtol=1e-4, atol=1e-6)
+
+    def test_a_candidate_is_drawn_as_often_as_its_softmax(self) -> None:
+        """The Gumbel-max trick, whatever the temperature."""
+        for tau in (0.1, 10.0):
+            relaxation, generator = GumbelHard(temperature=tau), torch.Generator().manual_seed(0)
+            many = {f"edge{index}": ALPHAS for index in range(5_000)}
+            rows = relaxation.mixing_weights(many, relaxation.draw(many, generator), FIRST)
+            frequencies = torch.stack(list(rows.values())).mean(0)
+            # Three standard deviations of a frequency are 0.0212.
+            torch.testing.assert_close(frequencies, ALPHAS.softmax(0), rtol=0, atol=0.0212)
+
+    def test_an_infinite_draw_is_repeated(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        drawn = [torch.tensor([1.0, 0.0]), torch.tensor([math.inf, 1.0]), torch.tensor([1.0, math.e])]
+        monkeypatch.setattr(Tensor, "exponential_", lambda self, **_: self.copy_(drawn.pop(0)))
+        noise = GumbelHard().draw({"edge": torch.zeros(2)}, torch.Generator())["edge"]
+        torch.testing.assert_close(noise, torch.tensor([0.0, -1.0]))
+        assert drawn == []
+
+    def test_the_default_temperature_is_the_papers(self) -> None:
+        gradients = []
+        for epoch in (0, 24, 49):
+            alphas = ALPHAS.clone().requires_grad_()
+            row = GumbelHard().mixing_weights({"edge": alphas}, NO_NOISE, Progress(epoch, 50))["edge"]
+            gradients.append(torch.autograd.grad(row[2], alphas)[0])
+        for gradient, tau in zip(gradients, (10.0, 10 - 9.9 * 24 / 49, 0.1), strict=True):
+            p = (ALPHAS / tau).softmax(0)
+            torch.testing.assert_close(gradient, p[2] * (torch.tensor([0.0, 0.0, 1.0]) - p) / tau)
+
+    @pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
+    def test_temperatures_are_above_0(self, tau: float) -> None:
+        with pytest.raises(ConfigError, match=r"^temperature must be above 0 in every epoch, got \S+ in epoch 0$"):
+            GumbelHard(temperature=tau).mixing_weights({"edge": ALPHAS}, NO_NOISE, FIRST)
+
+
+class TestOnePath:
+    class Counted(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 3)
+            self.calls = 0
+
+        def forward(self, input: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(input)
+
+    def test_candidates_that_were_not_drawn_are_not_called_and_not_trained(self) -> None:
+        choice = LayerChoice({name: self.Counted() for name in ("a", "b", "c")}, key="edge")
+        net = RelaxedSpace(nn.Sequential(choice)).double()
+        with torch.no_grad():
+            net.alphas["edge"].copy_(ALPHAS)
+        weights = list(net.space.parameters())
+        optimizer = torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.1)
+        net(torch.ones(2, 3, dtype=torch.float64)).sum().backward()  # DARTS: all have a gradient and a momentum
+        optimizer.step()
+        optimizer.zero_grad()
+        before = [(weight.clone(), optimizer.state[weight]["momentum_buffer"].clone()) for weight in weights]
+        for operation in choice.candidates.values():
+            operation.calls = 0  # pyright: ignore[reportArgumentType]
+
+        rows = GumbelHard(temperature=2.0).mixing_weights(dict(net.alphas.items()), NO_NOISE, FIRST)
+        net(torch.ones(2, 3, dtype=torch.float64), mixing=rows, one_path=True).sum().backward()
+        assert [operation.calls for operation in choice.candidates.values()] == [0, 0, 1]
+        assert [weight.grad is not None for weight in weights] == [False, False, False, False, True, True]
+        assert net.alphas["edge"].grad is not None
+        assert bool((net.alphas["edge"].grad != 0).all())
+        optimizer.step()
+        unchanged = [
+            torch.equal(weight, old) and torch.equal(optimizer.state[weight]["momentum_buffer"], momentum)
+            for weight, (old, momentum) in zip(weights, before, strict=True)
+        ]
+        assert unchanged == [True, True, True, True, False, False]
+
+    def test_the_output_is_that_of_the_candidate(self) -> None:
+        choice = LayerChoice({name: nn.Linear(3, 3) for name in ("a", "b", "c")}, key="edge")
+        net = RelaxedSpace(nn.Sequential(choice)).double()
+        x = torch.randn(2, 3, dtype=torch.float64)
+        rows = GumbelHard(temperature=2.0).mixing_weights({"edge": ALPHAS}, NO_NOISE, FIRST)
+        assert torch.equal(net(x, mixing=rows, one_path=True), choice.candidates["c"](x))
+        assert choice.path is None  # nothing stays behind

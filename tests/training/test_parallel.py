@@ -44,11 +44,13 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
         torch.testing.assert_close(value, theirs[name], rtol=1e-10, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize(("space", "hypergradient", "synced"), two_processes.CASES)
-def test_search_equals_one_process(space: str, hypergradient: str, synced: bool, ranks: list[dict[str, Any]]) -> None:
-    one = two_processes.search(space, hypergradient, synced=False)
+@pytest.mark.parametrize(("space", "hypergradient", "synced", "method"), two_processes.CASES)
+def test_search_equals_one_process(
+    space: str, hypergradient: str, synced: bool, method: str, ranks: list[dict[str, Any]]
+) -> None:
+    one = two_processes.search(space, hypergradient, method, synced=False)
     for rank in ranks:
-        own = rank[f"{space} {hypergradient} {synced}"]
+        own = rank[f"{space} {hypergradient} {synced} {method}"]
         assert_close(own["gradient"], one["gradient"])
         assert_close(own["state"], one["state"])
         assert own["genotype"] == one["genotype"]

@@ -18,6 +18,12 @@ from src.bilevel.hypergradient import Exact, FiniteDifference, FirstOrder, OneSi
 from src.common.batch_norm import synchronise
 from src.data.tasks import Classification
 from src.fast.fused import FusedSupernet
+from src.methods.discretizers import StrongestProduct
+from src.methods.method import Method
+from src.methods.mixed_ops import PartialChannels
+from src.methods.penalties import BetaDecay
+from src.methods.perturbations import RandomSmoothing
+from src.methods.relaxations import GumbelHard
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.spaces.cnn.network import Network
@@ -33,11 +39,19 @@ HYPERGRADIENTS = {
     "exact": Exact(),
 }
 SPACES = {"reference": Supernet, "fused": FusedSupernet}
+METHODS = {
+    "darts": Method(),
+    "beta_darts": Method(penalty=BetaDecay(weight=2.0)),
+    "sdarts_rs": Method(perturbation=RandomSmoothing(radius=0.2)),
+    "gdas": Method(relaxation=GumbelHard(temperature=2.0)),
+    "pc_darts": Method(mixed_op=PartialChannels(k=2), edge_weights=True, discretizer=StrongestProduct()),
+}
 CASES = [
-    (space, hypergradient, synced)
+    (space, hypergradient, synced, "darts")
     for space, hypergradient, synced in itertools.product(SPACES, HYPERGRADIENTS, (True, False))
     if (space, hypergradient) != ("fused", "exact")
 ]
+CASES += [("reference", "first_order", True, method) for method in METHODS if method != "darts"]
 
 
 def batches(seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -60,7 +74,9 @@ def share(batch: tuple[Tensor, Tensor], rank: int, world: int, *, synced: bool) 
     return images[rank * size : (rank + 1) * size], labels[rank * size : (rank + 1) * size]
 
 
-def search(space: str, hypergradient: str, *, synced: bool, rank: int = 0, world: int = 1) -> dict[str, Any]:
+def search(
+    space: str, hypergradient: str, method: str = "darts", *, synced: bool, rank: int = 0, world: int = 1
+) -> dict[str, Any]:
     """Take some steps, and return the last alpha gradient, the state and the genotype."""
     torch.manual_seed(0)
     net = SPACES[space](input_shape=SHAPE, num_classes=CLASSES, channels=2, cells=3, nodes=2, stem_multiplier=1)
@@ -69,6 +85,7 @@ def search(space: str, hypergradient: str, *, synced: bool, rank: int = 0, world
         net,
         task=TASK,
         hypergradient=HYPERGRADIENTS[hypergradient],
+        method=METHODS[method],
         weight_optimizer=functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=3e-4),
         alpha_optimizer=functools.partial(torch.optim.Adam, lr=3e-3, betas=(0.5, 0.999), weight_decay=1e-3),
         weight_scheduler=functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2),
@@ -120,8 +137,10 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     results: dict[str, Any] = {
-        f"{space} {hypergradient} {synced}": search(space, hypergradient, synced=synced, rank=rank, world=world)
-        for space, hypergradient, synced in CASES
+        f"{space} {hypergradient} {synced} {method}": search(
+            space, hypergradient, method, synced=synced, rank=rank, world=world
+        )
+        for space, hypergradient, synced, method in CASES
     }
     for synced in (True, False):
         results[f"retrain {synced}"] = retrain(synced=synced, rank=rank, world=world)

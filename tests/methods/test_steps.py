@@ -165,7 +165,7 @@ def _sampled_weights_as_zero_scalars(patch: pytest.MonkeyPatch) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         outputs = [
             weight * operation(x) if place == self.path else weight
-            for place, (weight, operation) in enumerate(zip(self.weights, self._operations(), strict=True))
+            for place, (weight, operation) in enumerate(zip(self.weights, self.candidates.values(), strict=True))
         ]
         return torch.stack(torch.broadcast_tensors(*outputs)).sum(0)
 

@@ -78,10 +78,22 @@ def _with_quotes(argument: str, *, sweep: bool) -> str:
     if match is None or parsed(argument) is not None or match["value"].startswith(("[", "{", "'", '"')):
         return argument
     key, value = match["key"], match["value"]
-    values = value.split(",") if sweep else [value]
+    values = _split(value) if sweep else [value]
     return f"{key}=" + ",".join(
         text if parsed(f"{key}={text}") is not None else quoted(_at_home(text)) for text in values
     )
+
+
+def _split(text: str) -> list[str]:
+    """Split a text at its commas, but not at those within brackets."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
 
 
 def _at_home(text: str) -> str:

@@ -89,8 +89,10 @@ def millions(number: float | None) -> str:
 
 
 def genotype_name(config: Mapping[str, Any]) -> str:
-    """Return which genotype a run retrained: a built-in name, or the last two parts of the file's path."""
+    """Return which genotype a run retrained: a built-in name, the last two parts of a path, or that it was a text."""
     given = config.get("genotype")
+    if isinstance(given, str) and "Genotype(" in given:
+        return "Genotype(...)"
     return "/".join(Path(given).parts[-2:]) if isinstance(given, str) else UNKNOWN
 
 

@@ -75,6 +75,17 @@ def test_commas_separate_the_values_of_a_sweep(monkeypatch: pytest.MonkeyPatch) 
     assert list(found.sweep_string_iterator()) == ["'/home/me/a.json'", "DARTS_V2", "'x=1'"]
 
 
+def test_commas_within_brackets_do_not_separate_the_values_of_a_sweep() -> None:
+    genotype = "Genotype(normal=[('skip_connect', 0), ('skip_connect', 1)], normal_concat=range(2, 3))"
+    for sweep, typed in ((False, f"genotype={genotype}"), (True, f"genotype={genotype},DARTS_V2")):
+        (text,) = with_quotes([typed], sweep=sweep)
+        found = parsed(text)
+        assert found is not None
+        values = list(found.sweep_string_iterator()) if sweep else [text.partition("=")[2]]
+        assert read(f"genotype={values[0]}") == genotype
+        assert values[1:] == ["DARTS_V2"][: len(values) - 1]
+
+
 def test_everything_else_stays() -> None:
     typed = ["order=2", "folder='a=b'", "seed=1,2", "~logger.x", "-m", "order", "=3", "x=[a", "x='a", "x=${y}"]
     assert with_quotes(typed, sweep=False) == typed

@@ -370,6 +370,12 @@ def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
+def test_a_retrained_genotype_that_was_given_as_text(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,train_loss\n0,1.0\n")
+    (tmp_path / "config.yaml").write_text(f'genotype: "{NAMED_GENOTYPES["DARTS_V2"]}"\n')
+    assert "Retraining Genotype(...)" in Page(write_report(tmp_path))
+
+
 def test_operations_that_nothing_is_registered_for_are_drawn(tmp_path: Path) -> None:
     """A run may have operations of its own; their module is not imported by a report."""
     answers = {**CELLS.to_plain(), "normal_n2_p0": "gated_conv", "reduce_n2_p0": "mish"}

@@ -45,8 +45,8 @@ from src.bilevel.hypergradient import Bilevel, Exact, FiniteDifference, FirstOrd
 from src.bilevel.unroll import VirtualStep
 from src.common.files import write_whole
 from src.data.augment import Augmentation
-from src.data.images import Images
 from src.data.loader import TrainLoader
+from src.data.samples import Samples
 from src.data.sources import Digits
 from src.data.tasks import Classification
 from src.fast.fused import FusedNetwork, FusedSupernet
@@ -255,9 +255,9 @@ def retrain_step(form: str, sizes: argparse.Namespace) -> Step:
 class _PerImage(Dataset[tuple[Any, int]]):
     """The data pipeline as published: a PIL image and torchvision's transforms for each sample."""
 
-    def __init__(self, images: Images, mean: Tensor, deviation: Tensor) -> None:
-        self.pictures = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in images.pixels]
-        self.labels = images.labels.tolist()
+    def __init__(self, images: Samples, mean: Tensor, deviation: Tensor) -> None:
+        self.pictures = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels in images.inputs]
+        self.labels = images.targets.tolist()
         self.transform = T.Compose(
             [
                 T.RandomCrop(images.shape[1], padding=4),
@@ -279,15 +279,17 @@ def data_step(form: str, sizes: argparse.Namespace) -> Step:
     generator = torch.Generator().manual_seed(0)
     count = 64 * sizes.batch
     pixels = torch.randint(256, (count, 3, sizes.image, sizes.image), generator=generator, dtype=torch.uint8)
-    images = Images(pixels, torch.arange(count) % CLASSES, tuple(str(i) for i in range(CLASSES)))
-    mean, deviation = images.statistics()
+    images = Samples(pixels, torch.arange(count) % CLASSES, Classification([str(i) for i in range(CLASSES)]))
+    statistics = images.statistics()
+    assert statistics is not None
+    mean, deviation = statistics
     if form == "this code":
         loader = TrainLoader({"weights": images}, batch_size=sizes.batch, seed=0, epoch=lambda: 0)
         augmentation = Augmentation(mean, deviation, padding=4, flip=True, cutout=0)
 
         def ours() -> None:
             for batch in loader:
-                augmentation(batch["weights"].pixels, seed=batch["weights"].seed)
+                augmentation(batch["weights"].inputs, seed=batch["weights"].seed)
 
         return ours
     dataset = _PerImage(images, mean, deviation)
@@ -429,12 +431,12 @@ def alpha_error(form: str, sizes: argparse.Namespace, hypergradient: Hypergradie
 def digit_batches(sizes: argparse.Namespace) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """Yield pairs of batches of handwritten digits, enlarged to the bench's images; never the same pair twice in a row."""
     images = Digits().train()
-    pixels = F.interpolate(images.pixels.float() / 128 - 1, size=sizes.image, mode="bilinear").repeat(1, 3, 1, 1)
+    pixels = F.interpolate(images.inputs.float() / 128 - 1, size=sizes.image, mode="bilinear").repeat(1, 3, 1, 1)
     generator = torch.Generator().manual_seed(2)
     while True:
         weights, arch = torch.randperm(len(images), generator=generator)[: 2 * sizes.batch].chunk(2)
         yield {
-            name: (pixels[chosen].to(sizes.device), images.labels[chosen].to(sizes.device))
+            name: (pixels[chosen].to(sizes.device), images.targets[chosen].to(sizes.device))
             for name, chosen in (("weights", weights), ("arch", arch))
         }
 

@@ -30,6 +30,16 @@ SEARCH_FILES = {
     "result.json",
     "report.html",
 }
+# What both commands record of data=digits.
+DIGITS = {
+    "name": "digits",
+    "task": "classification",
+    "outputs": 10,
+    "classes": list("0123456789"),
+    "input_shape": [1, 8, 8],
+    "mean": [pytest.approx(0.3053, abs=1e-3)],
+    "std": [pytest.approx(0.3760, abs=1e-3)],
+}
 RETRAIN_FILES = SEARCH_FILES - {"alphas.csv", "checkpoints/epoch_0.json"}
 
 
@@ -111,12 +121,10 @@ class TestSearch:
         data = result["data"]
         assert re.fullmatch("[0-9a-f]{64}", data.pop("split_sha256"))
         assert data == {
-            "name": "digits",
-            "num_classes": 10,
-            "input_shape": [1, 8, 8],
-            "weights_images": 719,
-            "arch_images": 719,
-            "validation_images": 0,
+            **DIGITS,
+            "weights_samples": 719,
+            "arch_samples": 719,
+            "validation_samples": 0,
         }
 
     def test_command_has_everything_but_the_folder(self, searched: Finished) -> None:
@@ -251,8 +259,17 @@ class TestSearch:
         assert search.result["data"]["input_shape"] == [1, 8, 8]
         genotype = f"genotype={search.folder / 'genotype.json'}"
         line = refused(run("retrain", *RETRAIN[1:], *data, genotype, f"folder={tmp_path / 'retrain'}"))
-        assert "no folder 'test', needed is test/CLASS/*" in line
+        assert "no folder 'test': a retrain needs test/CLASS/" in line
         assert not (tmp_path / "retrain").exists()
+
+    def test_a_test_image_of_another_size_is_refused_before_the_training(self, tmp_path: Path, pictures: Path) -> None:
+        shutil.copytree(pictures, tmp_path / "data")
+        Image.new("L", (9, 8)).save(tmp_path / "data" / "test" / "light" / "more.png")
+        data = ["data=image_folder", f"data.source.root={tmp_path / 'data'}", "data.batch_size=4"]
+        line = refused(run("retrain", *RETRAIN[1:], *data, "genotype=DARTS_V1", f"folder={tmp_path / 'run'}"))
+        assert "0.png is 8x8 and " in line
+        assert "more.png is 9x8; set image_size to resize all images" in line
+        assert not (tmp_path / "run").exists()
 
 
 class TestRetrain:
@@ -267,13 +284,7 @@ class TestRetrain:
         assert result["genotype"] == searched.result["genotype"]
         assert set(result["metrics"]) == {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
         assert 0 <= result["metrics"]["test_accuracy"] <= 1
-        assert result["data"] == {
-            "name": "digits",
-            "num_classes": 10,
-            "input_shape": [1, 8, 8],
-            "train_images": 1438,
-            "validation_images": 0,
-        }
+        assert result["data"] == {**DIGITS, "train_samples": 1438, "validation_samples": 0}
 
     def test_genotype_is_carried_over(self, searched: Finished, retrained: Finished) -> None:
         assert (retrained.folder / "genotype.json").read_bytes() == (searched.folder / "genotype.json").read_bytes()
@@ -363,9 +374,12 @@ BAD_SEARCHES = {
     "unknown operation": ("space.candidates=[sep_conv_3x4]", ["space.candidates", "did you mean 'sep_conv_3x3'?"]),
     "too few cells": ("space.cells=2", ["space.cells=2", "allowed are 3 and more"]),
     "an optimiser of other arguments": ("optimizer.weights._target_=torch.optim.Adam", ["momentum", "optimizer"]),
-    "fraction out of range": ("data.arch_fraction=2", ["data.arch_fraction=2", "between 0 and 1"]),
-    "batch too large": ("data.batch_size=5000", ["data.batch_size=5000", "allowed is at most 6"]),
-    "missing data folder": ("data.source.root=/no/such/folder", ["data.source.root=/no/such/folder", "train/CLASS/*"]),
+    "fraction out of range": ("data.arch_fraction=2", ["arch_fraction must be above 0 and below 1, got 2"]),
+    "batch too large": ("data.batch_size=5000", ["batch_size must be at most 6 for the 6 samples of", "got 5000"]),
+    "missing data folder": (
+        "data.source.root=/no/such/folder",
+        ["root must be a folder that holds train/CLASS/, got /no/such/folder"],
+    ),
     "data folder not given": ("data.source.root=???", ["data.source.root is not set", "data.source.root=..."]),
 }
 
@@ -388,7 +402,7 @@ class TestBadInput:
                 lambda root: (root / "train" / "dark" / "0.png").write_bytes(b"no image"),
                 "0.png is not a readable image",
             ),
-            (lambda root: shutil.rmtree(root / "train"), "no folder 'train', needed is train/CLASS/*"),
+            (lambda root: shutil.rmtree(root / "train"), "no folder 'train': train/CLASS/ is needed"),
         ],
         ids=["one class", "unreadable image", "no train folder"],
     )
@@ -433,7 +447,10 @@ class TestBadInput:
             ("order=2", "unknown key 'order'"),
             ("space.stem_multiplier=0", "space.stem_multiplier=0, allowed are 1 and more"),
             ("space.drop_path=2", "drop_path must be between 0 and 0.999, got 2.0"),
-            ("data.cutout=9", "data.cutout=9 for images with a side of 8, allowed are 0 (none) to 8"),
+            (
+                "data.cutout=9",
+                "cutout must be 0 (none) to 8 for images with a side of 8, or null (half of the side), got 9",
+            ),
         ],
     )
     def test_retrain(self, typed: str, part: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class ConfigError(ValueError):
     def within(self, key: str) -> ConfigError:
         """Return the same error as one of the settings below `key`: `space.cells must be 3 or more, got 2`."""
         if self.argument is None:
-            return ConfigError(f"{key}: {self}")
+            return ConfigError(f"{key}: {self}", argument=key)
         return ConfigError(f"{key}.{self}", argument=f"{key}.{self.argument}")
 
 

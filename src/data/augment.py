@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the device, drawn for each image on its own.
 
 The order is that of the paper's code: crop and flip of the raw pixels, normalisation, cutout. All random numbers come
-from a generator on the CPU, so a run on a GPU and one on the CPU see the same images.
+from a generator on the CPU, so runs on a GPU and on the CPU see the same images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     """Pad images (N, C, H, W) with zeros and cut H x W out of each, at one of (2 padding + 1)^2 places.
 
-    With pixels as input the padding is black, as in torchvision's `RandomCrop`.
+    Where pixels are padded, the padding is black, as in torchvision's `RandomCrop`.
     """
     count, _, height, width = images.shape
     top, left = torch.randint(2 * padding + 1, (2, count), generator=generator).to(images.device)
@@ -37,8 +37,8 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 def cutout(images: Tensor, length: int, generator: torch.Generator) -> Tensor:
     """Set a square of each of the images (N, C, H, W) to zero. Implements section 3.1 of arXiv 1708.04552.
 
-    As in the paper's code the centre is any pixel, so the square may reach over the border and be clipped, and it
-    spans `length // 2` pixels to either side: an odd length cuts as the even one below it.
+    As in the paper's code, the centre is any pixel, so the square may reach over the border and be clipped. It spans
+    `length // 2` pixels to either side: an odd length cuts the same square as the even one below it.
     """
     count, _, height, width = images.shape
     inside = []
@@ -50,40 +50,52 @@ def cutout(images: Tensor, length: int, generator: torch.Generator) -> Tensor:
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
-def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Map pixels, uint8 (N, C, H, W), to float32: divided by 255, less `mean`, divided by `std` (both (C,))."""
-    mean, std = (statistic.to(pixels.device)[:, None, None] for statistic in (mean, std))
-    return pixels.float().div_(255).sub_(mean).div_(std)
+def normalize(inputs: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+    """Return inputs (N, C, ...) as a network is to see them.
+
+    Images of type uint8 (N, C, H, W) are divided by 255. These and floating inputs become float32, less `mean`, divided
+    by `std` (both (C,), or both None: neither). All others stay as they are.
+    """
+    images = inputs.dtype == torch.uint8 and inputs.dim() == 4
+    if not images and not inputs.is_floating_point():
+        return inputs
+    values = inputs.clone() if inputs.dtype == torch.float32 else inputs.float()
+    if images:
+        values.div_(255)
+    if mean is None or std is None:
+        return values
+    mean, std = (statistic.to(inputs.device).view(-1, *[1] * (inputs.dim() - 2)) for statistic in (mean, std))
+    return values.sub_(mean).div_(std)
 
 
 @dataclass(frozen=True, eq=False)
 class Augmentation:
-    """From raw pixels to a network's input.
+    """From raw inputs to those of a network. All but images (N, C, H, W) can be normalised only.
 
     Attributes:
-        mean: of pixels / 255 per channel, float32 (C,).
+        mean: of each channel or feature (of pixels / 255), float32 (C,); None is no standardisation.
         std: likewise.
         padding: of the random crop; 0 is no crop.
         flip: whether images are mirrored at random.
         cutout: side of the square that is cut out; 0 is none.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Tensor | None
+    std: Tensor | None
     padding: int = 0
     flip: bool = False
     cutout: int = 0
 
-    def __call__(self, pixels: Tensor, *, seed: int) -> Tensor:
-        """Return augmented images, float32 (N, C, H, W), of pixels, uint8 of that shape; a function of `seed`."""
+    def __call__(self, inputs: Tensor, *, seed: int) -> Tensor:
+        """Return augmented inputs of the same shape, (N, C, ...); a function of `seed`."""
         generator = torch.Generator().manual_seed(seed)
         if self.padding:
-            pixels = random_crop(pixels, self.padding, generator)
+            inputs = random_crop(inputs, self.padding, generator)
         if self.flip:
-            pixels = random_flip(pixels, generator)
-        images = self.normalize(pixels)
-        return cutout(images, self.cutout, generator) if self.cutout else images
+            inputs = random_flip(inputs, generator)
+        inputs = self.normalize(inputs)
+        return cutout(inputs, self.cutout, generator) if self.cutout else inputs
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Return pixels, uint8 (N, C, H, W), as float32 images that are only normalised, as for evaluation."""
-        return normalize(pixels, self.mean, self.std)
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """Return inputs that are only normalised, as for evaluation."""
+        return normalize(inputs, self.mean, self.std)

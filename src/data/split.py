@@ -1,4 +1,4 @@
-"""Cutting a train split in two: one part for the weights, one for the alphas."""
+"""Which samples go where: the halves of a train split, and the order of a subset for evaluation."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import hashlib
 import torch
 from torch import Tensor
 
-from src.common.errors import ConfigError
+from src.common.errors import must_be
 from src.common.seeding import derive_seed
 
 
-def split_halves(labels: Tensor, *, arch_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_halves(strata: Tensor, *, arch_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return the indices of the weight half and of the arch half.
 
-    The arch half holds `arch_fraction` of all images, rounded, and of each class to within one image (largest
-    remainders are rounded up). Which images of a class it holds depends on `seed`.
+    The arch half holds `arch_fraction` of all samples, rounded, and of each stratum to within one sample (largest
+    remainders are rounded up). Which samples of a stratum it holds depends on `seed`.
 
     Args:
-        labels: int64 (N,).
+        strata: the stratum, for a classification the class, of each sample, int64 (N,).
         arch_fraction: share of the arch half, between 0 and 1.
         seed: of the choice.
 
@@ -26,15 +26,15 @@ def split_halves(labels: Tensor, *, arch_fraction: float, seed: int) -> tuple[Te
         Two sorted int64 tensors that together hold 0 to N - 1, each once.
 
     Raises:
-        ConfigError: `arch_fraction` is outside (0, 1) or leaves a half without images.
+        ConfigError: `arch_fraction` is outside (0, 1) or leaves a half without samples.
     """
     if not 0 < arch_fraction < 1:
-        raise ConfigError(f"data.arch_fraction={arch_fraction}, allowed are numbers between 0 and 1, both excluded")
-    total = int(len(labels) * arch_fraction + 0.5)
-    if total in (0, len(labels)):
+        raise must_be("arch_fraction", "above 0 and below 1", arch_fraction)
+    total = int(len(strata) * arch_fraction + 0.5)
+    if total in (0, len(strata)):
         half = "arch" if total == 0 else "weight"
-        raise ConfigError(f"data.arch_fraction={arch_fraction} of {len(labels)} images leaves none for the {half} half")
-    counts = labels.bincount()
+        raise must_be("arch_fraction", f"such that {len(strata)} samples leave one for the {half} half", arch_fraction)
+    counts = strata.bincount()
     wanted = counts.double() * arch_fraction
     taken = wanted.long()
     rounded_up = (wanted - taken).argsort(descending=True, stable=True)[: total - int(taken.sum())]
@@ -43,8 +43,8 @@ def split_halves(labels: Tensor, *, arch_fraction: float, seed: int) -> tuple[Te
     generator = torch.Generator().manual_seed(derive_seed("split", seed))
     weight: list[Tensor] = []
     arch: list[Tensor] = []
-    by_class = labels.argsort(stable=True).split(counts.tolist())
-    for indices, take in zip(by_class, taken.tolist(), strict=True):
+    by_stratum = strata.argsort(stable=True).split(counts.tolist())
+    for indices, take in zip(by_stratum, taken.tolist(), strict=True):
         shuffled = indices[torch.randperm(len(indices), generator=generator)]
         arch.append(shuffled[:take])
         weight.append(shuffled[take:])
@@ -58,3 +58,18 @@ def indices_hash(weight: Tensor, arch: Tensor) -> str:
         digest.update(f"{name} {len(indices)} ".encode())
         digest.update(indices.numpy().astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def mixed_order(strata: Tensor) -> Tensor:
+    """Return a random order, int64 (N,), of which every beginning holds the strata in proportion.
+
+    So the first batches stand for the whole split, also where a folder lists one class after the other. The order
+    depends on `strata`, int64 (N,), alone: runs of all seeds are measured on the same samples.
+    """
+    generator = torch.Generator().manual_seed(derive_seed("evaluation"))
+    shuffled = torch.randperm(len(strata), generator=generator)
+    by_stratum = shuffled[strata[shuffled].argsort(stable=True)]
+    # The samples of a stratum are spread evenly over (0, 1); strata of one size take turns in random order.
+    places = torch.cat([(torch.arange(size, dtype=torch.float64) + 0.5) / size for size in strata.bincount().tolist()])
+    ties = torch.randperm(len(strata), generator=generator)
+    return by_stratum[ties[places[ties].argsort(stable=True)]]

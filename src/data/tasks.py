@@ -1,9 +1,10 @@
-"""What a network is trained for: its loss, and the figures that it is judged by. They belong to the data."""
+"""What a network is trained for: its loss, and the metrics that it is judged by. They belong to the data."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ class Task(ABC):
 
     Attributes:
         outputs: size of the network's last layer; a space is given it as `num_classes`.
-        metric: the name in `metrics` of the figure that a run is judged by.
+        metric: the name in `metrics` of the one that a run is judged by.
     """
 
     outputs: int
@@ -34,6 +35,21 @@ class Task(ABC):
     @abstractmethod
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return `metric` on one batch, a scalar; for the progress bar."""
+
+    def check(self, targets: Tensor) -> None:  # noqa: B027 (a task may leave it to its loss)
+        """Raise a `ValueError` for targets (N, ...) that the loss does not take."""
+
+    def strata(self, targets: Tensor) -> Tensor:
+        """Return the stratum of each of the targets (N, ...), int64 (N,).
+
+        Halves, and subsets for evaluation, hold the strata in proportion. Here all samples are of one stratum, so that
+        the choice among them is simply random.
+        """
+        return torch.zeros(len(targets), dtype=torch.int64)
+
+    def record(self) -> dict[str, Any]:
+        """Return what a run's record says of the task, in primitives; equal for tasks that are alike."""
+        return {"task": type(self).__name__.lower(), "outputs": self.outputs}
 
 
 class Classification(Task):
@@ -57,6 +73,22 @@ class Classification(Task):
         """Return the accuracy on one batch."""
         return (outputs.argmax(1) == targets).float().mean()
 
+    def check(self, targets: Tensor) -> None:
+        """Raise a `ValueError` for targets other than int64 (N,), indices into the classes."""
+        if targets.dtype != torch.int64 or targets.dim() != 1:
+            raise ValueError(f"targets must be int64 (N,), got {_describe(targets)}")
+        if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < self.outputs:
+            found = f"{int(targets.min())} to {int(targets.max())}"
+            raise ValueError(f"targets must be 0 to {self.outputs - 1}, one index for each class, got {found}")
+
+    def strata(self, targets: Tensor) -> Tensor:
+        """Return the class of each sample."""
+        return targets
+
+    def record(self) -> dict[str, Any]:
+        """Return what a run's record says of the task: also the names of the classes."""
+        return {**super().record(), "classes": list(self.classes)}
+
 
 class Regression(Task):
     """Numbers to be predicted: mean squared error and mean absolute error. Targets are floating (N,) or (N, targets)."""
@@ -77,6 +109,19 @@ class Regression(Task):
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean absolute error on one batch."""
         return (outputs.reshape(targets.shape) - targets).abs().mean()
+
+    def check(self, targets: Tensor) -> None:
+        """Raise a `ValueError` for targets that are not finite numbers, floating (N,) or (N, outputs)."""
+        shapes = [(len(targets), self.outputs), *([(len(targets),)] if self.outputs == 1 else [])]
+        if not targets.is_floating_point() or targets.shape not in shapes:
+            needed = "(N,)" if self.outputs == 1 else f"(N, {self.outputs})"
+            raise ValueError(f"targets must be floating {needed}, got {_describe(targets)}")
+        if not bool(targets.isfinite().all()):
+            raise ValueError("targets must be finite, got nan or inf")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 class _AbsoluteError(MeanAbsoluteError):

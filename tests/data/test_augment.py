@@ -108,6 +108,38 @@ def test_without_augmentation_images_are_only_normalised() -> None:
     assert torch.equal(plain, normalize(pixels, MEAN, STD))
 
 
+@pytest.mark.parametrize("shape", [(40, 3), (40, 3, 7), (40, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_floating_inputs_are_standardised_as_float32_and_not_in_place(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    inputs = torch.randn(shape, generator=seeded()).to(dtype)
+    before = inputs.clone()
+    made = normalize(inputs, MEAN, STD)
+    assert made.dtype == torch.float32
+    assert torch.equal(inputs, before)
+    for channel in range(3):
+        expected = (inputs[:, channel].double() - MEAN[channel].double()) / STD[channel].double()
+        torch.testing.assert_close(made[:, channel].double(), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(normalize(inputs, None, None), inputs.float())
+
+
+def test_pixels_without_statistics_are_divided_by_255_and_other_types_stay() -> None:
+    pixels = random_pixels(4)
+    assert torch.equal(normalize(pixels, None, None), pixels.float() / 255)
+    for inputs in (torch.arange(12).view(3, 4), torch.zeros(3, 4, dtype=torch.uint8)):
+        assert torch.equal(normalize(inputs, None, None), inputs)
+        assert normalize(inputs, None, None).dtype == inputs.dtype
+
+
+def test_floating_images_are_augmented_like_pixels() -> None:
+    pixels = random_pixels(20)
+    settings: dict[str, Any] = {"padding": 2, "flip": True, "cutout": 4}
+    of_pixels = Augmentation(MEAN, STD, **settings)(pixels, seed=1)
+    of_floats = Augmentation(MEAN * 255, STD * 255, **settings)(pixels.double(), seed=1)
+    torch.testing.assert_close(of_floats, of_pixels, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_sees_the_images_that_the_cpu_sees() -> None:

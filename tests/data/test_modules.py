@@ -10,10 +10,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from src.data.images import Images
+from src.common.errors import ConfigError, must_be
 from src.data.modules import RetrainData, SearchData
+from src.data.samples import Samples
 from src.data.sources import Source
 from src.data.split import indices_hash, split_halves
+from src.data.tasks import Classification, Regression
 
 pytestmark = [
     # Lightning 2.6 walks its loaders with a class that torch 2.14 calls deprecated.
@@ -24,31 +26,34 @@ pytestmark = [
 ]
 
 
-def images(count: int, *, seed: int = 0, shape: tuple[int, int, int] = (2, 6, 5), classes: int = 3) -> Images:
+def images(count: int, *, seed: int = 0, shape: tuple[int, int, int] = (2, 6, 5), classes: int = 3) -> Samples:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
-    return Images(pixels, torch.arange(count) % classes, tuple("abcdefgh"[:classes]))
+    return Samples(pixels, torch.arange(count) % classes, Classification("abcdefgh"[:classes]))
 
 
 class Small(Source):
-    """A source of 48 train images that counts what is read of it."""
+    """A source of 48 train images, or of samples given, that counts what is read of it."""
 
     name = "small"
 
-    def __init__(self, *, validation: Images | None = None, test: Images | None = None) -> None:
+    def __init__(
+        self, train: Samples | None = None, *, validation: Samples | None = None, test: Samples | None = None
+    ) -> None:
         self.reads: list[str] = []
+        self._train = train or images(48)
         self._validation = validation
         self._test = test
 
-    def train(self) -> Images:
+    def train(self) -> Samples:
         self.reads.append("train")
-        return images(48)
+        return self._train
 
-    def validation(self) -> Images | None:
+    def validation(self) -> Samples | None:
         self.reads.append("validation")
         return self._validation
 
-    def test(self) -> Images:
+    def test(self) -> Samples:
         self.reads.append("test")
         if self._test is None:
             raise AssertionError("nobody may ask for the test split")
@@ -102,6 +107,21 @@ def equal(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def recorded_alike(train: Samples) -> dict[str, Any]:
+    """Return what both commands record of `Small` with these train images."""
+    statistics = train.statistics()
+    assert statistics is not None
+    return {
+        "name": "small",
+        "task": "classification",
+        "outputs": 3,
+        "classes": ["a", "b", "c"],
+        "input_shape": [2, 6, 5],
+        "mean": statistics[0].tolist(),
+        "std": statistics[1].tolist(),
+    }
+
+
 # --- Search
 
 
@@ -111,9 +131,11 @@ def test_a_search_is_served_without_the_test_split() -> None:
     data.setup("fit")
     data.setup("fit")
     assert source.reads == ["train", "validation"]
+    assert isinstance(data.task, Classification)
+    assert data.task.classes == ("a", "b", "c")
     assert data.num_classes == 3
-    assert data.classes == ("a", "b", "c")
     assert data.input_shape == (2, 6, 5)
+    assert data.input_dtype == torch.float32
 
     steps = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
     assert len(steps) == 6
@@ -122,7 +144,7 @@ def test_a_search_is_served_without_the_test_split() -> None:
             assert part.dtype == torch.float32
             assert part.shape == (4, 2, 6, 5)
             assert labels.shape == (4,)
-    assert sum(len(batch.labels) for batch in data.val_dataloader()) == 24
+    assert sum(len(batch.targets) for batch in data.val_dataloader()) == 24
     for ask in (data.test_dataloader, data.predict_dataloader):
         with pytest.raises(RuntimeError, match="no way to the test split"):
             ask()
@@ -133,18 +155,17 @@ def test_the_halves_are_those_of_the_split_and_its_hash_is_recorded() -> None:
     data = search_data(arch_fraction=0.25, seed=9)
     data.setup("fit")
     whole = images(48)
-    weight, arch = split_halves(whole.labels, arch_fraction=0.25, seed=9)
-    validated = torch.cat([batch.pixels for batch in data.val_dataloader()])
-    assert torch.equal(validated, whole.pixels[arch])
+    weight, arch = split_halves(whole.targets, arch_fraction=0.25, seed=9)
+    validated = torch.cat([batch.inputs for batch in data.val_dataloader()])
+    assert torch.equal(validated, whole.inputs[arch])
+    alike = recorded_alike(whole)
     record = data.record()
     assert json.loads(json.dumps(record)) == record
     assert record == {
-        "name": "small",
-        "num_classes": 3,
-        "input_shape": [2, 6, 5],
-        "weights_images": 36,
-        "arch_images": 12,
-        "validation_images": 0,
+        **alike,
+        "weights_samples": 36,
+        "arch_samples": 12,
+        "validation_samples": 0,
         "split_sha256": indices_hash(weight, arch),
     }
 
@@ -153,10 +174,12 @@ def test_a_validation_split_is_preferred_to_the_arch_half() -> None:
     validation = images(10, seed=5)
     data = search_data(Small(validation=validation))
     data.setup("fit")
-    (mean, std), shape = images(48).statistics(), (-1, 1, 1)
+    statistics, shape = images(48).statistics(), (-1, 1, 1)
+    assert statistics is not None
+    mean, std = statistics
     fed = torch.cat([data.on_after_batch_transfer(batch, 0)[0] for batch in data.val_dataloader()])
-    assert torch.equal(fed, (validation.pixels.float() / 255 - mean.view(shape)) / std.view(shape))
-    assert data.record()["validation_images"] == 10
+    assert torch.equal(fed, (validation.inputs.float() / 255 - mean.view(shape)) / std.view(shape))
+    assert data.record()["validation_samples"] == 10
 
 
 def test_a_search_under_lightning_is_augmented_in_training_only() -> None:
@@ -166,7 +189,10 @@ def test_a_search_under_lightning_is_augmented_in_training_only() -> None:
     assert set(module.fed["train"][0]) == {"weights", "arch"}
     assert data.augmentation is not None
 
-    halves = {name: data.augmentation.normalize(half.pixels) for name, half in data._training.items()}
+    halves = {
+        name: data.augmentation.normalize(half.take(torch.arange(len(half)))[0])
+        for name, half in data._training.items()
+    }
     known = {name: {image.numpy().tobytes() for image in half} for name, half in halves.items()}
     validated = [image.numpy().tobytes() for part, _ in module.fed["val"][-6:] for image in part]
     assert set(validated) == known["arch"]
@@ -246,13 +272,11 @@ def test_a_retrain_sees_the_whole_train_split_and_the_test_split_when_it_is_test
     assert source.reads == ["train", "validation", "test"]
     assert data.augmentation is not None
     tested = torch.cat([part for part, _ in module.fed["test"][:3]])
-    assert torch.equal(tested, data.augmentation.normalize(images(9, seed=7).pixels))
+    assert torch.equal(tested, data.augmentation.normalize(images(9, seed=7).inputs))
     assert data.record() == {
-        "name": "small",
-        "num_classes": 3,
-        "input_shape": [2, 6, 5],
-        "train_images": 48,
-        "validation_images": 0,
+        **recorded_alike(images(48)),
+        "train_samples": 48,
+        "validation_samples": 0,
     }
 
 
@@ -289,42 +313,180 @@ def test_a_test_split_that_will_be_missing_is_missed_before_the_training() -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, r"data\.batch_size=0, allowed are 1 and more"),
-        ({"batch_size": 49}, r"data\.batch_size=49 is more than the (48|24) images of .* at most (48|24)$"),
-        ({"crop_padding": -1}, r"data\.crop_padding=-1, allowed are 0 and more"),
-        ({"crop_padding": 5}, r"data\.crop_padding=5 for images with a side of 5, allowed are 0 to 4"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"batch_size": 49}, "batch_size must be at most (48|24) for the (48|24) samples of '[a-z]+', got 49"),
+        ({"crop_padding": -1}, "crop_padding must be 0 or more, got -1"),
+        ({"crop_padding": 5}, "crop_padding must be 0 to 4 for images with a side of 5, got 5"),
     ],
 )
 def test_values_out_of_range_are_refused_at_setup(build: Any, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
         build(**changes).setup("fit")
 
 
 @pytest.mark.parametrize("cutout", [-1, 6])
 def test_a_cutout_that_does_not_fit_is_refused(cutout: int) -> None:
-    with pytest.raises(
-        ValueError, match=rf"data\.cutout={cutout} for images with a side of 5, allowed are 0 \(none\) to 5"
-    ):
+    with pytest.raises(ConfigError, match=rf"^cutout must be 0 \(none\) to 5 for images .* of 5, .*, got {cutout}$"):
         retrain_data(cutout=cutout).setup("fit")
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, 0.001])
 def test_a_fraction_that_leaves_no_half_is_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match=rf"data\.arch_fraction={fraction}"):
+    with pytest.raises(ConfigError, match=rf"^arch_fraction must be .*, got {fraction}$"):
         search_data(arch_fraction=fraction).setup("fit")
+
+
+FLOATS = torch.rand(6, 2, 6, 5)
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (images(6, classes=2), r"the {} split has the classes a, b, allowed are .*: a, b, c"),
-        (images(6, shape=(1, 6, 5)), r"the {} split has images of shape \(1, 6, 5\) .*: \(2, 6, 5\)"),
+        (images(6, classes=2), "classes of the {} split must be a, b, c as in the train split, got a, b"),
+        (
+            images(6, shape=(1, 6, 5)),
+            r"shape of the {} split must be \(2, 6, 5\) as in the train split, got \(1, 6, 5\)",
+        ),
+        (
+            Samples(FLOATS, torch.arange(6) % 3, Classification("abc")),
+            "type of the {} split must be torch.uint8 as in the train split, got torch.float32",
+        ),
+        (Samples(FLOATS, torch.rand(6, 3), Regression(3)), "type of the {} split must be .*"),
     ],
 )
-def test_splits_must_be_alike(other: Images, message: str) -> None:
-    with pytest.raises(ValueError, match=message.format("validation")):
+def test_splits_must_be_alike(other: Samples, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^source: {message.format('validation')}$"):
         search_data(Small(validation=other)).setup("fit")
     data = retrain_data(Small(test=other))
     data.setup("fit")
-    with pytest.raises(ValueError, match=message.format("test")):
+    with pytest.raises(ConfigError, match=f"^source: {message.format('test')}$"):
         data.setup("test")
+
+
+def test_a_source_s_own_errors_name_its_arguments() -> None:
+    class Picky(Small):
+        def train(self) -> Samples:
+            raise must_be("root", "a folder", "nothing")
+
+    with pytest.raises(ConfigError) as refused:
+        search_data(Picky()).setup("fit")
+    assert str(refused.value.within("data")) == "data.source.root must be a folder, got nothing"
+
+
+# --- Samples of other kinds
+
+
+def regression(inputs: Tensor) -> Samples:
+    generator = torch.Generator().manual_seed(4)
+    return Samples(inputs, torch.rand(len(inputs), generator=generator, dtype=torch.float64), Regression())
+
+
+PLAIN: dict[str, Any] = {"crop_padding": 0, "flip": False}
+
+
+@pytest.mark.parametrize("shape", [(9,), (3, 16), (2, 3, 4, 4)], ids=["vectors", "signals", "volumes"])
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_floating_samples_of_any_shape_are_standardised(shape: tuple[int, ...], precision: Any) -> None:
+    train = regression(torch.randn(48, *shape, dtype=torch.float64) * 5 + 2)
+    module, data = Watcher(), search_data(Small(train), **PLAIN)
+    trainer(precision=precision).fit(module, datamodule=data)
+    assert data.input_shape == shape
+    validated = torch.cat([inputs for inputs, _ in module.fed["val"]])
+    expected = torch.float32 if precision == "32-true" else torch.float64
+    for inputs, targets in (*module.fed["val"], *(part for step in module.fed["train"] for part in step.values())):
+        assert inputs.dtype == targets.dtype == expected
+        assert inputs.shape == (4, *shape)
+        assert targets.shape == (4,)
+    # The statistics are those of the whole train split, of which this is a half.
+    assert validated.transpose(0, 1).flatten(1).mean(1).abs().max() < 1
+    assert 0.5 < float(validated.std()) < 1.5
+    assert len(data.record()["mean"]) == shape[0]
+
+
+def test_normalisation_can_be_turned_off() -> None:
+    train = regression(torch.randn(48, 3) * 5 + 2)
+    data = search_data(Small(train), **PLAIN, normalize=False)
+    data.setup("fit")
+    fed = torch.cat([data.on_after_batch_transfer(batch, 0)[0] for batch in data.val_dataloader()])
+    assert {tuple(row) for row in fed.tolist()} <= {tuple(row) for row in train.inputs.tolist()}
+    assert data.record()["mean"] is None
+
+
+def test_tokens_reach_the_network_as_they_are() -> None:
+    tokens = torch.randint(1000, (48, 12), generator=torch.Generator().manual_seed(2))
+    train = Samples(tokens, torch.arange(48) % 3, Classification("abc"))
+    module, data = Watcher(), retrain_data(Small(train), **PLAIN)
+    trainer().fit(module, datamodule=data)
+    assert (data.input_shape, data.input_dtype) == ((12,), torch.int64)
+    fed = torch.cat([inputs for inputs, _ in module.fed["train"]])
+    assert fed.dtype == torch.int64
+    assert sorted(fed.tolist()) == sorted(tokens.tolist())
+    assert data.record()["mean"] is None
+
+
+def test_floating_images_are_augmented_in_training() -> None:
+    train = Samples(images(48).inputs.float(), images(48).targets, Classification("abc"))
+    floats, pixels = Watcher(), Watcher()
+    trainer().fit(floats, datamodule=retrain_data(Small(train)))
+    trainer().fit(pixels, datamodule=retrain_data())
+    for (ours, labels), (theirs, same) in zip(floats.fed["train"], pixels.fed["train"], strict=True):
+        assert torch.equal(labels, same)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("build", "changes", "message"),
+    [
+        (
+            search_data,
+            {"crop_padding": 1, "flip": False},
+            r"crop_padding must be 0 for samples of shape \(3, 9\), .* 1",
+        ),
+        (search_data, {"crop_padding": 0, "flip": True}, r"flip must be false for samples of shape \(3, 9\), .* True"),
+        (retrain_data, {**PLAIN, "cutout": 2}, r"cutout must be 0 or null for samples of shape \(3, 9\), .* 2"),
+    ],
+)
+def test_only_images_are_augmented(build: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        build(Small(regression(torch.rand(48, 3, 9))), **changes).setup("fit")
+
+
+def test_inputs_that_are_not_finite_are_refused() -> None:
+    inputs = torch.rand(48, 3)
+    inputs[5, 1] = float("nan")
+    with pytest.raises(ConfigError, match=r"^source: inputs of the train split must be finite, got nan or inf$"):
+        search_data(Small(regression(inputs)), **PLAIN).setup("fit")
+
+
+# --- Where a limit cuts evaluation short
+
+
+def sorted_images(count: int) -> Samples:
+    """Images of four classes, one class after the other, as a folder lists them."""
+    some = images(count)
+    return Samples(some.inputs, torch.arange(4).repeat_interleave(count // 4), Classification("abcd"))
+
+
+@pytest.mark.parametrize("limit", [2, 0.5])
+def test_a_limit_measures_all_classes_in_proportion(limit: float) -> None:
+    source = Small(sorted_images(48), validation=sorted_images(16), test=sorted_images(16))
+    for build in (search_data, retrain_data):
+        module, data = Watcher(), build(source)
+        run = trainer(limit_val_batches=limit, limit_test_batches=limit)
+        run.fit(module, datamodule=data)
+        if build is retrain_data:
+            run.test(module, datamodule=data, verbose=False)
+        for stage in ("val", "test") if build is retrain_data else ("val",):
+            labels = torch.cat([targets for _, targets in module.fed[stage]])
+            assert labels.bincount().tolist() == [2, 2, 2, 2], (build, stage)
+
+
+@pytest.mark.parametrize("limit", [4, 1.0])
+def test_a_whole_split_keeps_its_order(limit: float) -> None:
+    module = Watcher()
+    trainer(limit_val_batches=limit).fit(
+        module, datamodule=search_data(Small(sorted_images(48), validation=sorted_images(16)))
+    )
+    labels = torch.cat([targets for _, targets in module.fed["val"]])
+    assert labels.tolist() == sorted(labels.tolist())
+    assert len(labels) == 16

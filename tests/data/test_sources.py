@@ -10,11 +10,13 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.datasets import CIFAR10, FashionMNIST, cifar, mnist
 
-from src.data.sources import Cifar10, Digits, FashionMnist, ImageFolder, Source
+from src.common.errors import ConfigError
+from src.data.samples import Samples
+from src.data.sources import Cifar10, Digits, FashionMnist, InMemory, Source, as_source
 from src.data.split import split_halves
+from src.data.tasks import Classification, Regression
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -28,6 +30,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cifar, "download_and_extract_archive", fail)
     monkeypatch.setattr(mnist, "download_and_extract_archive", fail)
+
+
+def classes(samples: Samples) -> tuple[str, ...]:
+    assert isinstance(samples.task, Classification)
+    return samples.task.classes
 
 
 def one_line(error: pytest.ExceptionInfo[ValueError]) -> str:
@@ -67,10 +74,10 @@ def test_cifar_images_are_read_in_the_order_of_the_files(cifar_root: Path) -> No
     train, test = source.train(), source.test()
     assert len(train) == 20
     assert train.shape == (3, 32, 32)
-    assert train.labels[:8].tolist() == [1, 0, 9, 4, 2, 0, 9, 4]
-    assert train.classes == test.classes == tuple(f"class{n}" for n in range(10))
-    assert np.array_equal(train.pixels[5].numpy(), noise(4, 3072, seed=2)[1].reshape(3, 32, 32))
-    assert test.labels.tolist() == [3, 2, 1]
+    assert train.targets[:8].tolist() == [1, 0, 9, 4, 2, 0, 9, 4]
+    assert classes(train) == classes(test) == tuple(f"class{n}" for n in range(10))
+    assert np.array_equal(train.inputs[5].numpy(), noise(4, 3072, seed=2)[1].reshape(3, 32, 32))
+    assert test.targets.tolist() == [3, 2, 1]
     assert source.validation() is None
 
 
@@ -102,10 +109,10 @@ def test_fashion_images_have_one_channel(fashion_root: Path) -> None:
     source = FashionMnist(fashion_root)
     train, test = source.train(), source.test()
     assert train.shape == test.shape == (1, 28, 28)
-    assert np.array_equal(train.pixels[:, 0].numpy(), noise(6, 28, 28, seed=6))
-    assert train.labels.tolist() == [0, 1, 2, 3, 4, 5]
-    assert test.labels.tolist() == [0, 1, 2, 3]
-    assert train.classes == tuple(FashionMNIST.classes)
+    assert np.array_equal(train.inputs[:, 0].numpy(), noise(6, 28, 28, seed=6))
+    assert train.targets.tolist() == [0, 1, 2, 3, 4, 5]
+    assert test.targets.tolist() == [0, 1, 2, 3]
+    assert classes(train) == tuple(FashionMNIST.classes)
     assert source.validation() is None
 
 
@@ -123,7 +130,9 @@ def test_a_broken_test_file_of_fashion_is_met_by_the_test_split_only(fashion_roo
 def test_a_failed_download_says_where_files_may_be_put(kind: type[Cifar10 | FashionMnist], what: str, tmp_path: Path):
     source = kind(tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(ValueError, match=rf"{what} could not be downloaded .*no network.*put there by hand") as error:
+    with pytest.raises(
+        ValueError, match=rf"{what} could not be downloaded .*no network.*get its files by hand"
+    ) as error:
         source.train()
     assert str(tmp_path / "new") in one_line(error)
 
@@ -135,13 +144,13 @@ def test_digits_are_the_wheel_s_images_in_a_fixed_balanced_split() -> None:
     train, test = Digits().train(), Digits().test()
     assert (len(train), len(test)) == (1438, 359)
     assert train.shape == test.shape == (1, 8, 8)
-    assert train.classes == tuple("0123456789")
-    both = train.labels.bincount() + test.labels.bincount()
-    assert ((test.labels.bincount() - both * 0.2).abs() < 1).all()
-    levels = torch.cat([train.pixels, test.pixels]).unique().tolist()
+    assert classes(train) == tuple("0123456789")
+    both = train.targets.bincount() + test.targets.bincount()
+    assert ((test.targets.bincount() - both * 0.2).abs() < 1).all()
+    levels = torch.cat([train.inputs, test.inputs]).unique().tolist()
     assert levels == [round(level * 255 / 16) for level in range(17)]
     torch.manual_seed(7)
-    assert torch.equal(Digits().test().pixels, test.pixels)
+    assert torch.equal(Digits().test().inputs, test.inputs)
     assert Digits().validation() is None
 
 
@@ -151,156 +160,61 @@ def test_the_split_of_digits_keeps_images_with_their_labels() -> None:
     digits: Any = load_digits()
     _, chosen = split_halves(torch.from_numpy(digits.target).long(), arch_fraction=0.2, seed=0)
     test = Digits().test()
-    assert np.array_equal(test.labels.numpy(), digits.target[chosen.numpy()])
-    assert np.abs(test.pixels[:, 0].numpy() - digits.images[chosen.numpy()] * 255 / 16).max() <= 0.5
+    assert np.array_equal(test.targets.numpy(), digits.target[chosen.numpy()])
+    assert np.abs(test.inputs[:, 0].numpy() - digits.images[chosen.numpy()] * 255 / 16).max() <= 0.5
 
 
-# --- Folders of images
+# --- A source of one's own
 
 
-def save(path: Path, array: np.ndarray, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)
+def numbers(count: int) -> Samples:
+    return Samples(torch.arange(float(count))[:, None], torch.arange(float(count)), Regression())
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two classes of two colour images of 6x5 (width x height) in `train`, and of one in `test`."""
-    for split, count in (("train", 2), ("test", 1)):
-        for label, name in enumerate(("cat", "dog")):
-            for n in range(count):
-                save(tmp_path / split / name / f"{n}.png", noise(5, 6, 3, seed=10 * label + n))
-    return tmp_path
-
-
-def test_images_come_sorted_by_class_and_name(folder: Path) -> None:
-    source: Source = ImageFolder(folder)
+def test_a_fifth_of_samples_alone_is_held_back_as_the_test_split() -> None:
+    source = as_source(numbers(50))
     train, test = source.train(), source.test()
-    assert train.classes == test.classes == ("cat", "dog")
-    assert train.shape == (3, 5, 6)
-    assert train.labels.tolist() == [0, 0, 1, 1]
-    assert test.labels.tolist() == [0, 1]
-    for index, seed in enumerate((0, 1, 10, 11)):
-        assert np.array_equal(train.pixels[index].permute(1, 2, 0).numpy(), noise(5, 6, 3, seed=seed))
+    assert (len(train), len(test)) == (40, 10)
+    assert sorted([*train.targets.tolist(), *test.targets.tolist()]) == list(range(50))
+    assert torch.equal(test.inputs[:, 0], test.targets)
+    assert torch.equal(as_source(numbers(50)).test().targets, test.targets)
     assert source.validation() is None
-    assert source.name == f"image_folder:{folder.name}"
-    source.check_test()
+    assert source.name == "in_memory"
 
 
-def test_hidden_files_and_stray_files_beside_classes_are_passed_over(folder: Path) -> None:
-    (folder / "train" / ".DS_Store").write_bytes(b"x")
-    (folder / "train" / "cat" / ".hidden.png").write_bytes(b"x")
-    (folder / "train" / "labels.csv").write_text("x")
-    (folder / "train" / ".ipynb_checkpoints").mkdir()
-    assert len(ImageFolder(folder).train()) == 4
+def test_splits_can_be_given_by_name() -> None:
+    splits = {"train": numbers(9), "test": numbers(4), "validation": numbers(3)}
+    source = as_source(splits)
+    assert source.train() is splits["train"]
+    assert source.test() is splits["test"]
+    assert source.validation() is splits["validation"]
+    named = InMemory(numbers(10), name="numbers")
+    assert as_source(named) is named
+    assert named.name == "numbers"
 
 
-def test_a_validation_folder_is_read(folder: Path) -> None:
-    for name in ("cat", "dog"):
-        save(folder / "validation" / name / "0.png", noise(5, 6, 3))
-    validation = ImageFolder(folder).validation()
-    assert validation is not None
-    assert validation.labels.tolist() == [0, 1]
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (3, "source must be a Source, Samples, or a dictionary of Samples by split, got builtins.int"),
+        ({"train": torch.zeros(3, 2)}, "source must be a Source, Samples, or a dictionary of Samples by split, got .*"),
+        ({"train": numbers(3), "tset": numbers(2)}, r"unknown split of the source: 'tset', did you mean 'test'\? .*"),
+        ({"test": numbers(3)}, "source must be with a train split, got test"),
+    ],
+)
+def test_anything_else_is_no_source(given: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        as_source(given)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "bmp", "webp", "ppm", "gif", "tif"])
-def test_any_format_that_pil_reads_will_do(suffix: str, tmp_path: Path) -> None:
-    colours = {"black": 0, "white": 255}
-    for name, value in colours.items():
-        save(tmp_path / "train" / name / f"0.{suffix}", np.full((8, 8, 3), value, np.uint8))
-    train = ImageFolder(tmp_path).train()
-    assert train.shape == (3, 8, 8)
-    assert train.pixels[0].max() <= 3
-    assert train.pixels[1].min() >= 252
+def test_a_source_is_named_after_its_class_unless_it_says_otherwise() -> None:
+    class Mine(Source):
+        def train(self) -> Samples:
+            return numbers(3)
 
+        test = train
 
-def test_grey_images_keep_one_channel_unless_a_train_image_has_colour(folder: Path) -> None:
-    grey = noise(5, 6, seed=3)
-    save(folder / "test" / "cat" / "0.png", grey)
-    in_colour = ImageFolder(folder).test()
-    assert in_colour.shape == (3, 5, 6)
-    assert np.array_equal(in_colour.pixels[0].numpy(), np.stack([grey] * 3))
+    class Renamed(Mine):
+        name = "other"
 
-    for name in ("cat", "dog"):
-        for n in range(2):
-            save(folder / "train" / name / f"{n}.png", grey)
-    Image.fromarray(grey > 127).save(folder / "train" / "dog" / "1.png")  # mode 1: a bit a pixel
-    source = ImageFolder(folder)
-    train = source.train()
-    assert train.shape == source.test().shape == (1, 5, 6)
-    assert np.array_equal(train.pixels[0, 0].numpy(), grey)
-    assert np.array_equal(train.pixels[3, 0].numpy(), np.where(grey > 127, 255, 0))
-
-
-def test_image_size_resizes_the_short_side_and_cuts_out_the_centre(tmp_path: Path) -> None:
-    wide = np.zeros((10, 40, 3), np.uint8)
-    wide[:, 15:25] = 255  # the middle square
-    save(tmp_path / "train" / "a" / "wide.png", wide)
-    save(tmp_path / "train" / "b" / "tall.png", wide.transpose(1, 0, 2))
-    train = ImageFolder(tmp_path, image_size=5).train()
-    assert train.shape == (3, 5, 5)
-    assert train.pixels[:, :, 1:4, 1:4].min() > 250
-    assert torch.equal(train.pixels[0], train.pixels[1].transpose(1, 2))
-
-
-def test_images_of_different_sizes_need_an_image_size(folder: Path) -> None:
-    save(folder / "train" / "dog" / "0.png", noise(7, 8, 3))
-    with pytest.raises(ValueError, match=r"6x5 and .*8x7; .*data\.source\.image_size") as error:
-        ImageFolder(folder).train()
-    one_line(error)
-    assert ImageFolder(folder, image_size=4).train().shape == (3, 4, 4)
-
-
-def test_missing_folders_are_named(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.source\.root=.*nowhere is not a folder"):
-        ImageFolder(folder / "nowhere")
-    with pytest.raises(ValueError, match=r"cat has no folder 'train', needed is train/CLASS"):
-        ImageFolder(folder / "train" / "cat")
-    with pytest.raises(ValueError, match=r"data\.source\.image_size=0, allowed are"):
-        ImageFolder(folder, image_size=0)
-
-
-def test_a_search_needs_no_test_folder_and_a_retrain_says_so_early(folder: Path) -> None:
-    (folder / "test").rename(folder / "elsewhere")
-    source = ImageFolder(folder)
-    assert len(source.train()) == 4
-    for ask in (source.test, source.check_test):
-        with pytest.raises(ValueError, match="has no folder 'test'"):
-            ask()
-
-
-def test_one_class_is_not_enough(folder: Path) -> None:
-    for path in (folder / "train" / "dog").iterdir():
-        path.unlink()
-    with pytest.raises(ValueError, match=r"dog holds no images, needed is one or more for each class"):
-        ImageFolder(folder).train()
-    (folder / "train" / "dog").rmdir()
-    with pytest.raises(ValueError, match=r"train has one class only \(cat\), needed are two or more"):
-        ImageFolder(folder).train()
-
-
-def test_all_splits_need_the_same_classes(folder: Path) -> None:
-    save(folder / "test" / "bird" / "0.png", noise(5, 6, 3))
-    for ask in (ImageFolder(folder).test, ImageFolder(folder).check_test):
-        with pytest.raises(ValueError, match=r"class 'bird' is in .*test but not in .*train"):
-            ask()
-    save(folder / "validation" / "cat" / "0.png", noise(5, 6, 3))
-    with pytest.raises(ValueError, match=r"class 'dog' is in .*train but not in .*validation"):
-        ImageFolder(folder).validation()
-
-
-def test_unreadable_images_are_named(folder: Path) -> None:
-    bad = folder / "train" / "dog" / "1.png"
-    bad.write_text("no image")
-    with pytest.raises(ValueError, match=r"dog/1\.png is not a readable image$"):
-        ImageFolder(folder).train()
-    bad.unlink()
-    whole = folder / "train" / "dog" / "2.jpg"
-    save(whole, noise(64, 64, 3), format="JPEG")
-    whole.write_bytes(whole.read_bytes()[:900])
-    with pytest.raises(ValueError, match=r"dog/2\.jpg is not a readable image \(.*truncated"):
-        ImageFolder(folder, image_size=5).train()
-    whole.unlink()
-    save(folder / "train" / "dog" / "3.png", np.zeros((5, 6), np.uint16))
-    with pytest.raises(ValueError, match=r"dog/3\.png is not a readable image \(more than 8 bits a channel\)"):
-        ImageFolder(folder).train()
+    assert (Mine().name, Renamed().name, Digits().name) == ("Mine", "other", "digits")

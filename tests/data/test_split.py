@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.data.split import indices_hash, split_halves
+from src.data.split import indices_hash, mixed_order, split_halves
 
 
 @given(
@@ -17,7 +17,7 @@ def test_halves_are_disjoint_complete_and_balanced(labels: list[int], fraction: 
     y = torch.tensor(labels)
     total = int(len(labels) * fraction + 0.5)
     if total in (0, len(labels)):
-        with pytest.raises(ValueError, match="leaves none for the"):
+        with pytest.raises(ValueError, match=r"arch_fraction must be such that .* leave one for the"):
             split_halves(y, arch_fraction=fraction, seed=seed)
         return
     weight, arch = split_halves(y, arch_fraction=fraction, seed=seed)
@@ -57,6 +57,30 @@ def test_the_hash_tells_the_halves_apart() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 1.5, float("nan")])
-def test_a_fraction_that_is_none_is_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match=r"data\.arch_fraction=.*allowed are numbers between 0 and 1"):
+def test_a_fraction_that_is_not_one_is_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match=r"^arch_fraction must be above 0 and below 1, got"):
         split_halves(torch.arange(10), arch_fraction=fraction, seed=0)
+
+
+@given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=120))
+def test_every_beginning_of_a_mixed_order_holds_the_strata_in_proportion(labels: list[int]) -> None:
+    strata = torch.tensor(labels)
+    order = mixed_order(strata)
+    assert sorted(order.tolist()) == list(range(len(labels)))
+    counts = strata.bincount()
+    for length in range(1, len(labels) + 1):
+        found = strata[order[:length]].bincount(minlength=len(counts))
+        share = counts / len(labels)
+        # Within one, and a round more for the strata that take turns.
+        assert ((found - length * share).abs() <= 1 + share * (counts > 0).sum()).all()
+
+
+def test_a_mixed_order_is_random_and_always_the_same() -> None:
+    strata = torch.zeros(50, dtype=torch.int64)
+    order = mixed_order(strata)
+    torch.manual_seed(5)
+    assert torch.equal(mixed_order(strata), order)
+    assert not torch.equal(order, torch.arange(50))
+    rounds = mixed_order(torch.arange(40) // 4).view(4, 10) // 4
+    assert all(sorted(one) == list(range(10)) for one in rounds.tolist())
+    assert len({tuple(one) for one in rounds.tolist()}) == 4

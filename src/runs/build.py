@@ -121,8 +121,8 @@ def count_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_macs(module: nn.Module, input_shape: tuple[int, int, int]) -> int:
-    """Return the multiply-adds of convolutions and linear layers for one image of shape (C, H, W)."""
+def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
+    """Return the multiply-adds of convolutions and linear layers for one sample of a shape."""
     training = module.training
     module.eval()
     parameter = next(module.parameters())

@@ -1,4 +1,4 @@
-"""The paper's cells and supernet, written to be read: the reference that faster forms are held against.
+"""The paper's cells and supernet, written to be read: the reference for faster forms.
 
 Implements section 2.1 and appendix A.1.1 of arXiv 1806.09055.
 """
@@ -6,79 +6,17 @@ Implements section 2.1 and appendix A.1.1 of arXiv 1806.09055.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from src.common.errors import ConfigError, unknown
-from src.spaces.choices import InputChoice, LayerChoice
-from src.spaces.cnn.genotypes import CANDIDATES, EDGES_PER_NODE, MAX_NODES, edge_key, switch_key
-from src.spaces.cnn.operations import OPERATIONS, FactorizedReduce, ReLUConvBN, import_operations
-
-
-@dataclass(frozen=True)
-class CellPlan:
-    """Where a cell stands in the stack: its kind, its channels, and what comes in."""
-
-    kind: str
-    channels: int
-    channels_before_last: int
-    channels_last: int
-    reduction_last: bool
-
-    @property
-    def reduction(self) -> bool:
-        """Whether the cell halves height and width."""
-        return self.kind == "reduce"
-
-
-def plan_cells(*, cells: int, channels: int, stem_multiplier: int, nodes: int) -> list[CellPlan]:
-    """Return the plan of each cell: reduction cells at 1/3 and 2/3 of the depth, each doubling the channels.
-
-    The stem has `stem_multiplier` * channels channels, a cell's output `nodes` * channels.
-
-    Raises:
-        ConfigError: a number is out of range.
-    """
-    ranges = {
-        "cells": (cells, 3),
-        "channels": (channels, 1),
-        "nodes": (nodes, 1),
-        "stem_multiplier": (stem_multiplier, 1),
-    }
-    for name, (value, lowest) in ranges.items():
-        if value < lowest:
-            raise ConfigError(f"space.{name}={value}, allowed are {lowest} and more")
-    if nodes > MAX_NODES:
-        raise ConfigError(f"space.nodes={nodes}, allowed are 1 to {MAX_NODES}")
-    before_last = last = stem_multiplier * channels
-    reduction_last = False
-    plans = []
-    for index in range(cells):
-        reduction = index in (cells // 3, 2 * cells // 3)
-        channels *= 2 if reduction else 1
-        plans.append(CellPlan("reduce" if reduction else "normal", channels, before_last, last, reduction_last))
-        before_last, last, reduction_last = last, nodes * channels, reduction
-    return plans
-
-
-def preprocess(plan: CellPlan, *, affine: bool) -> tuple[nn.Module, nn.Module]:
-    """Return the modules that bring the outputs of cells k-2 and k-1 to this cell's channels and its input's size."""
-    if plan.reduction_last:
-        first: nn.Module = FactorizedReduce(plan.channels_before_last, plan.channels, affine=affine)
-    else:
-        first = ReLUConvBN(plan.channels_before_last, plan.channels, 1, affine=affine)
-    return first, ReLUConvBN(plan.channels_last, plan.channels, 1, affine=affine)
-
-
-def stem(channels_in: int, channels_out: int) -> nn.Module:
-    """Return the first convolution; its BatchNorm has parameters in search too, since no alpha weighs it."""
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out),
-    )
+from src.common.errors import must_be, unknown
+from src.spaces.choices import ZERO, InputChoice, LayerChoice
+from src.spaces.cnn.genotypes import CANDIDATES, EDGES_PER_NODE, edge_key, switch_key
+from src.spaces.cnn.network import Network
+from src.spaces.cnn.operations import OPERATIONS, import_operations
+from src.spaces.cnn.stack import CellPlan, plan_stack, preprocess, stems
 
 
 def searched_operations(candidates: Sequence[str], stride: int, channels: int) -> dict[str, nn.Module]:
@@ -123,8 +61,22 @@ class Cell(nn.Module):
 class Supernet(nn.Module):
     """The network that holds every architecture of the CNN cell space; defaults are the paper's search on CIFAR-10.
 
-    `operations` names modules that register operations of your own, which `candidates` can then list.
+    Args:
+        input_shape: of an image, (C, H, W).
+        num_classes: of the logits.
+        channels: of the first cell's nodes.
+        cells: their number; those at 1/3 and 2/3 halve the image.
+        nodes: of each cell.
+        stem: `cifar` or `imagenet`; see `plan_stack`.
+        stem_multiplier: of the stem's channels; see `plan_stack`.
+        candidates: names of registered operations.
+        operations: modules to import, which register operations of your own.
+
+    Raises:
+        ConfigError: an argument is out of its range.
     """
+
+    evaluation = Network
 
     def __init__(
         self,
@@ -134,17 +86,18 @@ class Supernet(nn.Module):
         channels: int = 16,
         cells: int = 8,
         nodes: int = 4,
-        stem_multiplier: int = 3,
+        stem: str = "cifar",
+        stem_multiplier: int | None = None,
         candidates: Sequence[str] = CANDIDATES,
         operations: Sequence[str] = (),
     ) -> None:
         super().__init__()
         import_operations(operations)
         check_candidates(candidates)
-        plans = plan_cells(cells=cells, channels=channels, stem_multiplier=stem_multiplier, nodes=nodes)
-        self.stem = stem(input_shape[0], stem_multiplier * channels)
-        self.cells = nn.ModuleList(self.cell(plan, nodes=nodes, candidates=candidates) for plan in plans)
-        self.classifier = nn.Linear(nodes * plans[-1].channels, num_classes)
+        stack = plan_stack(cells=cells, channels=channels, nodes=nodes, stem=stem, stem_multiplier=stem_multiplier)
+        self.stem, self.stem1 = stems(stack, input_shape[0])
+        self.cells = nn.ModuleList(self.cell(plan, nodes=nodes, candidates=candidates) for plan in stack.cells)
+        self.classifier = nn.Linear(nodes * stack.cells[-1].channels, num_classes)
 
     def cell(self, plan: CellPlan, *, nodes: int, candidates: Sequence[str]) -> nn.Module:
         """Return the cell for a place in the stack."""
@@ -152,7 +105,8 @@ class Supernet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, num_classes)."""
-        before_last = last = self.stem(images)
+        before_last = self.stem(images)
+        last = self.stem1(before_last)
         for cell in self.cells:
             before_last, last = last, cell(before_last, last)
         return self.classifier(last.mean(dim=(2, 3)))
@@ -162,8 +116,6 @@ def check_candidates(candidates: Sequence[str]) -> None:
     """Raise a `ConfigError` unless `candidates` are distinct names of operations with one besides `none`."""
     for name in candidates:
         if name not in OPERATIONS:
-            raise unknown("operation in space.candidates:", name, OPERATIONS)
-    if len(set(candidates)) != len(candidates) or not set(candidates) - {"none"}:
-        raise ConfigError(
-            f"space.candidates={list(candidates)}, allowed are distinct operations, one at least not none"
-        )
+            raise unknown("operation in candidates:", name, OPERATIONS)
+    if len(set(candidates)) != len(candidates) or not set(candidates) - {ZERO}:
+        raise must_be("candidates", f"different operations, at least one of them not {ZERO}", ", ".join(candidates))

@@ -8,18 +8,36 @@ import torch
 from torch import Tensor, nn
 
 from src.architectures.architecture import Architecture
-from src.common.errors import ConfigError
-from src.spaces.cnn.cells import CellPlan, plan_cells, preprocess, stem
+from src.common.errors import must_be
+from src.spaces.cnn.formats import load_cells
 from src.spaces.cnn.genotypes import Genotype, NodeEdges
 from src.spaces.cnn.operations import OPERATIONS, import_operations
+from src.spaces.cnn.stack import CellPlan, plan_stack, preprocess, stems
 
 
 class Network(nn.Module):
     """Cells of one genotype, stacked; defaults are the paper's evaluation on CIFAR-10.
 
-    `operations` names modules that register operations of your own, which the genotype can then have.
-    `drop_path` is the probability of dropping an operation's output for a sample; the training loop raises it from 0.
+    Args:
+        architecture: of the CNN cell space; it says how many nodes a cell has.
+        input_shape: of an image, (C, H, W).
+        num_classes: of the logits.
+        channels: of the first cell's nodes.
+        cells: their number; those at 1/3 and 2/3 halve the image.
+        stem: `cifar` or `imagenet`; see `plan_stack`.
+        stem_multiplier: of the stem's channels; see `plan_stack`.
+        auxiliary: whether there is a second classifier at 2/3 of the depth, for the training.
+        operations: modules to import, which register operations of your own.
+
+    Attributes:
+        drop_path: the probability of dropping an operation's output for a sample; the training loop raises it from 0.
+
+    Raises:
+        ConfigError: an argument is out of its range.
     """
+
+    training_settings = ("auxiliary_weight", "drop_path")
+    settings_of_the_space = ("operations", "stem")
 
     def __init__(
         self,
@@ -29,7 +47,8 @@ class Network(nn.Module):
         num_classes: int,
         channels: int = 36,
         cells: int = 20,
-        stem_multiplier: int = 3,
+        stem: str = "cifar",
+        stem_multiplier: int | None = None,
         auxiliary: bool = True,
         operations: Sequence[str] = (),
     ) -> None:
@@ -37,9 +56,10 @@ class Network(nn.Module):
         import_operations(operations)
         genotype = Genotype.from_architecture(architecture)
         nodes = len(genotype.normal)
-        plans = plan_cells(cells=cells, channels=channels, stem_multiplier=stem_multiplier, nodes=nodes)
+        stack = plan_stack(cells=cells, channels=channels, nodes=nodes, stem=stem, stem_multiplier=stem_multiplier)
+        plans = stack.cells
         self.drop_path = 0.0
-        self.stem = stem(input_shape[0], stem_multiplier * channels)
+        self.stem, self.stem1 = stems(stack, input_shape[0])
         self.cells = nn.ModuleList(
             self.cell(plan, genotype.reduce if plan.reduction else genotype.normal) for plan in plans
         )
@@ -48,9 +68,30 @@ class Network(nn.Module):
         self.auxiliary = None
         if auxiliary:
             side = min(input_shape[1:])
-            for _ in range(2):
+            for _ in range(stack.halvings):
                 side = (side + 1) // 2
+            if side < AuxiliaryHead.SMALLEST:
+                smallest = (AuxiliaryHead.SMALLEST - 1) * 2**stack.halvings + 1
+                raise must_be(
+                    "auxiliary",
+                    f"false for images smaller than {smallest}x{smallest}, which leave the head too little",
+                    True,
+                )
             self.auxiliary = AuxiliaryHead(nodes * plans[self.auxiliary_at].channels, num_classes, side=side)
+
+    @staticmethod
+    def load(genotype: str, *, operations: Sequence[str] = ()) -> Architecture:
+        """Return the architecture of a published genotype by its name, of a `Genotype(...)` text, or of a file.
+
+        Args:
+            genotype: the name, the text or the path.
+            operations: as for the network.
+
+        Raises:
+            ConfigError: there is no such name or file, or it is not an architecture of the CNN cell space.
+        """
+        import_operations(operations)
+        return load_cells(genotype)
 
     def cell(self, plan: CellPlan, nodes: Sequence[NodeEdges]) -> nn.Module:
         """Return the cell for a place in the stack."""
@@ -58,7 +99,8 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map images (N, C, H, W) to logits (N, K) and, while training, the auxiliary head's."""
-        before_last = last = self.stem(images)
+        before_last = self.stem(images)
+        last = self.stem1(before_last)
         auxiliary = None
         for index, cell in enumerate(self.cells):
             before_last, last = last, cell(before_last, last, self.drop_path)
@@ -113,17 +155,16 @@ def drop_path(x: Tensor, probability: float) -> Tensor:
 class AuxiliaryHead(nn.Module):
     """A second classifier at 2/3 of the depth, used in training only.
 
-    The paper's head takes 8x8; its first pool (5x5, stride 3) leaves 2x2. For another side the pool's stride and size
-    scale so that 2x2 is left again (7x7: 5x5 with stride 2, the paper's head for ImageNet).
+    The paper's head takes 8x8; its first pool (5x5, stride 3) leaves 2x2. For another side, the pool's stride and size
+    scale so that 2x2 is left again (7x7: 5x5 with stride 2, the official head for ImageNet).
     """
+
+    SMALLEST = 2  # side of the features
 
     def __init__(self, channels: int, num_classes: int, *, side: int) -> None:
         super().__init__()
-        if side < 2:
-            raise ConfigError(
-                "the image is too small for the auxiliary head, which needs 2x2 after two reductions; "
-                "allowed are images of 5x5 and more, or space.auxiliary=false"
-            )
+        if side < self.SMALLEST:
+            raise must_be("side", f"{self.SMALLEST} or more", side)
         stride = max(1, 3 * side // 8)
         self.features = nn.Sequential(
             nn.ReLU(),

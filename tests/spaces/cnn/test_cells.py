@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from conformance.space import SpaceConformance
+from torch import Tensor, nn
 
+from src.common.errors import ConfigError
 from src.methods.discretizers import Strongest
 from src.runs.build import count_macs, count_params
 from src.spaces.choices import LayerChoice
@@ -23,6 +25,29 @@ def test_size_equals_the_official_code() -> None:
     assert count_macs(net, (3, 32, 32)) == 300_255_744
     assert len(net.alphas) == 28
     assert sum(alpha.numel() for alpha in net.alphas.values()) == 2 * 14 * 8
+
+
+class TestSupernet(SpaceConformance):
+    outputs = 4
+
+    def space(self) -> nn.Module:
+        return Supernet(input_shape=(1, 8, 8), num_classes=4, channels=4, cells=3, nodes=2)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)),)
+
+
+def test_the_imagenet_stem_halves_three_times() -> None:
+    net = small(input_shape=(3, 61, 64), stem="imagenet")
+    shapes: list[torch.Size] = []
+    space = net.space
+    assert isinstance(space, Supernet)
+    for cell in space.cells:
+        cell.register_forward_hook(lambda _, inputs, output: shapes.extend([*(x.shape for x in inputs), output.shape]))
+    assert net(torch.randn(2, 3, 61, 64)).shape == (2, 4)
+    assert [tuple(shape) for shape in shapes[:3]] == [(2, 4, 16, 16), (2, 4, 8, 8), (2, 8, 8, 8)]
+    affine = [name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d) and module.affine]
+    assert affine == ["space.stem.1", "space.stem.4", "space.stem1.2"]
 
 
 @pytest.mark.parametrize("side", [7, 8, 13, 16, 28])
@@ -113,18 +138,21 @@ def test_alphas_stand_in_the_order_of_the_cells() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cells": 2}, "space.cells=2, allowed are 3 and more"),
-        ({"channels": 0}, "space.channels=0"),
-        ({"nodes": 0}, "space.nodes=0"),
-        ({"nodes": 33}, "space.nodes=33, allowed are 1 to 32"),
-        ({"stem_multiplier": 0}, "space.stem_multiplier=0"),
-        ({"candidates": ["none"]}, "one at least not none"),
-        ({"candidates": ["sep_conv_3x3", "sep_conv_3x3"]}, "distinct"),
+        ({"cells": 2}, "^cells must be 3 or more, got 2"),
+        ({"channels": 0}, "^channels must be 1 or more, got 0"),
+        ({"channels": 1, "stem": "imagenet"}, "^channels must be 2 or more for the imagenet stem, .* got 1"),
+        ({"nodes": 0}, "^nodes must be 1 to 32, got 0"),
+        ({"nodes": 33}, "^nodes must be 1 to 32, got 33"),
+        ({"stem_multiplier": 0}, "^stem_multiplier must be 1 or more, got 0"),
+        ({"stem": "imagnet"}, "^unknown stem 'imagnet', did you mean 'imagenet'"),
+        ({"operations": ["no_such_module"]}, "^operations must name modules"),
+        ({"candidates": ["none"]}, "^candidates must be different operations, at least one of them not none, got none"),
+        ({"candidates": ["sep_conv_3x3", "sep_conv_3x3"]}, "candidates must be different operations"),
         ({"candidates": ["sep_conv_3x4"]}, "did you mean 'sep_conv_3x3'"),
     ],
 )
 def test_bad_sizes_are_refused(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         small(**change)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from src.common.errors import ConfigError
 from src.runs.build import count_macs, count_params
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.spaces.cnn.network import AuxiliaryHead, Network, drop_path
@@ -27,6 +28,24 @@ def test_size_equals_the_official_code(name: str, without: int, with_head: int, 
     assert count_macs(headed, (3, 32, 32)) == macs  # the head is not there when the network is used
 
 
+@pytest.mark.parametrize(
+    ("name", "params", "macs"), [("DARTS_V1", 4_510_432, 505_864_704), ("DARTS_V2", 4_718_752, 529_911_552)]
+)
+def test_size_on_imagenet_equals_the_official_code(name: str, params: int, macs: int) -> None:
+    shape = (3, 224, 224)
+    net = network(name, input_shape=shape, num_classes=1000, channels=48, cells=14, stem="imagenet", auxiliary=False)
+    assert count_params(net) == params
+    assert count_macs(net, shape) == macs
+
+
+def test_the_auxiliary_head_on_imagenet_takes_7x7() -> None:
+    net = network(input_shape=(3, 224, 224), channels=2, cells=3, stem="imagenet")
+    assert net.auxiliary is not None
+    pool = net.auxiliary.features[1]
+    assert isinstance(pool, nn.AvgPool2d)
+    assert (pool.kernel_size, pool.stride) == (5, 2)
+
+
 @pytest.mark.parametrize("side", [5, 8, 16, 28, 33])
 def test_small_images_have_an_auxiliary_head_too(side: int) -> None:
     net = network(input_shape=(1, side, side), num_classes=4, channels=4, cells=6).train()
@@ -38,8 +57,10 @@ def test_small_images_have_an_auxiliary_head_too(side: int) -> None:
 
 
 def test_images_too_small_for_the_head_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"space\.auxiliary=false"):
+    with pytest.raises(ConfigError, match=r"^auxiliary must be false for images smaller than 5x5"):
         network(input_shape=(1, 4, 4), channels=4, cells=6)
+    with pytest.raises(ConfigError, match=r"^auxiliary must be false for images smaller than 33x33"):
+        network(input_shape=(1, 32, 32), channels=4, cells=6, stem="imagenet")
     assert network(input_shape=(1, 4, 4), channels=4, cells=6, auxiliary=False)(torch.randn(2, 1, 4, 4))[1] is None
 
 

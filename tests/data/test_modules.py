@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from conformance.data_module import Watcher, equal, saving, trainer
+from torch import Tensor
 
 from src.common.errors import ConfigError, must_be
 from src.data.modules import RetrainData, SearchData
@@ -68,43 +67,6 @@ def search_data(source: Source | None = None, **changes: Any) -> SearchData:
 def retrain_data(source: Source | None = None, **changes: Any) -> RetrainData:
     arguments = {"batch_size": 4, "crop_padding": 1, "flip": True, "cutout": None, "seed": 0}
     return RetrainData(source or Small(), **{**arguments, **changes})
-
-
-class Watcher(L.LightningModule):
-    """Trains nothing to speak of and keeps all that it is fed, by the stage it is fed in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-        self.fed: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD([self.weight], lr=0.1)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.fed["train"].append(batch)
-        return self.weight.sum()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.fed["val"].append(batch)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.fed["test"].append(batch)
-
-
-def trainer(epochs: int = 1, **options: Any) -> L.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    defaults = {"enable_checkpointing": False, "num_sanity_val_steps": 0, "accelerator": "cpu"}
-    return L.Trainer(max_epochs=epochs, **{**quiet, **defaults, **options})
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Whether two nested containers of tensors are equal, bit for bit."""
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def recorded_alike(train: Samples) -> dict[str, Any]:
@@ -217,12 +179,6 @@ def test_images_take_the_precision_of_the_run() -> None:
 
 
 # --- Resuming
-
-
-def saving(folder: Path, **when: Any) -> dict[str, Any]:
-    """Options of a trainer that keeps a checkpoint for every step, or whenever told."""
-    every = ModelCheckpoint(folder, filename="{epoch}-{step}", save_top_k=-1, **(when or {"every_n_train_steps": 1}))
-    return {"enable_checkpointing": True, "callbacks": [every]}
 
 
 @pytest.mark.parametrize("stop", [2, 6, 9, 12], ids=["mid-epoch", "epoch's end", "later", "second epoch's end"])

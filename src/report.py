@@ -22,7 +22,7 @@ from src.runs.folder import RunFolder
 from src.runs.resume import experiment_of
 from src.runs.saved import SavedRun, find_runs, is_run, read_run
 
-HEADER = ("run", "kind", "data", "order/genotype", "seed", "status", "score", "params (M)", "macs (M)", "time")
+HEADER = ("run", "kind", "data", "method/genotype", "seed", "status", "score", "params (M)", "macs (M)", "time")
 _LEFT = 6  # columns of text; those after them are numbers
 _NEEDED = f"{RunFolder('').result.name} or {RunFolder('').metrics.name}"
 
@@ -126,7 +126,8 @@ def _variant(run: SavedRun) -> str:
     if run.kind != "search":
         return genotype_name(run.config)
     order = run.result.get("order", run.config.get("order"))
-    return UNKNOWN if order is None else f"order {order}"
+    words = [*([run.method] if run.method else []), *([] if order is None else [f"order {order}"])]
+    return " ".join(words) or UNKNOWN
 
 
 def _seed(run: SavedRun) -> object:

@@ -78,6 +78,7 @@ def search(config: DictConfig, folder: Path) -> None:
             command=command_of_job("search"),
             seed=config.seed,
             order=config.order,
+            method=module.method.name,
             data=data.record(),
             params=count_params(module.net.space),
             macs=count_macs(module.net, data.input_shape),

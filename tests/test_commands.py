@@ -106,6 +106,7 @@ class TestSearch:
             "machine": dict,
             "seed": int,
             "order": int,
+            "method": str,
             "data": dict,
             "metrics": dict,
             "genotype": dict,
@@ -114,7 +115,7 @@ class TestSearch:
             "seconds": float,
         }
         assert (result["status"], result["error"], result["kind"]) == ("ok", None, "search")
-        assert (result["seed"], result["order"]) == (3, 2)
+        assert (result["seed"], result["order"], result["method"]) == (3, 2, "darts")
         assert result["git_commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", result["git_commit"])
         assert all(isinstance(value, float) for value in result["metrics"].values())
         assert result["genotype"] == read_json(searched.folder / "genotype.json")
@@ -280,7 +281,7 @@ class TestRetrain:
         result = retrained.result
         assert set(result) == set(searched.result) | {"versions"}
         assert (result["status"], result["error"], result["kind"]) == ("ok", None, "retrain")
-        assert (result["seed"], result["order"]) == (0, None)
+        assert (result["seed"], result["order"], result["method"]) == (0, None, None)
         assert result["genotype"] == searched.result["genotype"]
         assert set(result["metrics"]) == {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
         assert 0 <= result["metrics"]["test_accuracy"] <= 1

@@ -114,7 +114,8 @@ def _what(run: SavedRun) -> str:
     if run.kind == "search":
         order = run.result.get("order", run.config.get("order"))
         named = {1: "first-order ", 2: "second-order "}.get(order, "") if isinstance(order, int) else ""
-        return f"{named}architecture search{on}"
+        method = f" with {run.method}" if run.method else ""
+        return f"{named}architecture search{method}{on}"
     given = genotype_name(run.config)
     return f"retraining {'a genotype' if given == UNKNOWN else given}{on}"
 
@@ -276,7 +277,7 @@ def _results(run: SavedRun, cells: Mapping[str, Any]) -> list[tuple[str, list[Ro
     rows = [Row("status", run.status)]
     rows += [Row("epochs", str(run.epochs) if run.planned_epochs is None else f"{run.epochs} of {run.planned_epochs}")]
     rows += [Row("stopped by", _plain(result["stopped_by"]))] if result.get("stopped_by") else []
-    rows += [Row(name, _plain(result[name])) for name in ("seed", "order") if result.get(name) is not None]
+    rows += [Row(name, _plain(result[name])) for name in ("seed", "method", "order") if result.get(name) is not None]
     for name, label in (("params", "weights"), ("macs", "multiply-adds per image")):
         number = run.number(name)
         if number is not None:

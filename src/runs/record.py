@@ -16,7 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 import torchvision
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.architectures.architecture import Architecture
 from src.common.files import write_whole
@@ -32,6 +32,7 @@ class Record:
     """It starts a run with the present settings."""
     seed: int
     order: int | None = None
+    method: str | None = None
     data: dict[str, Any] = field(default_factory=dict)
     params: int | None = None
     macs: int | None = None
@@ -73,6 +74,7 @@ def record_refusal(folder: Path, kind: str, command: str, config: DictConfig, er
             commands=[command],
             seed=config.seed,
             order=config.get("order"),
+            method=OmegaConf.select(config, "method.name"),
             planned_epochs=config.epochs,
         )
         write_result(folder, record, "failed", error, 0.0)
@@ -88,6 +90,7 @@ def write_result(folder: Path, record: Record, status: str, error: str | None, s
         "commands": record.commands,
         "seed": record.seed,
         "order": record.order,
+        "method": record.method,
         "epochs": record.epochs,
         "planned_epochs": record.planned_epochs,
         "stopped_by": record.stopped_by,

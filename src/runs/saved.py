@@ -79,6 +79,12 @@ class SavedRun:
         return "unreadable" if self.problems else "unfinished"
 
     @property
+    def method(self) -> str | None:
+        """The name of a search's method; None where this is not known."""
+        method = self.result.get("method")
+        return method if isinstance(method, str) else None
+
+    @property
     def epochs(self) -> int:
         """How many epochs were trained."""
         trained = _number(self.result.get("epochs"))

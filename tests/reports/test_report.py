@@ -210,7 +210,7 @@ def test_table_names_runs_and_aggregates_over_seeds(tmp_path: Path, capsys: pyte
     assert main([str(tmp_path), str(tmp_path / "sweep/0")]) == 0
     output = capsys.readouterr().out
     header, _, *table = rows(output)
-    assert header[:7] == ["run", "kind", "data", "order/genotype", "seed", "status", "score"]
+    assert header[:7] == ["run", "kind", "data", "method/genotype", "seed", "status", "score"]
     assert [row[0] for row in table[:5]] == ["0", "1", "2", "10", "11"]
     assert table[0][1:] == ["search", "digits", "order 2", "0", "ok", "90.00 % val", "1.93", "300.26", "1 min 0 s"]
     # mean 93; deviations -3, -1, 4: sqrt(26 / 2) = 3.6056

@@ -39,6 +39,8 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
             f"order={config.order} with hypergradient {type(hypergradient).__name__}, which is of order "
             f"{hypergradient.order}; allowed are hypergradient=auto or one of the same order"
         )
+    method = instantiate(config.method)
+    method.check_order(unrolls=hypergradient.unrolls)
     module = SearchModule(
         build_network(
             config.space,
@@ -47,7 +49,7 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
             num_classes=data.num_classes,
         ),
         task=data.task,
-        method=instantiate(config.method),
+        method=method,
         hypergradient=hypergradient,
         weight_optimizer=instantiate(config.optimizer.weights),
         alpha_optimizer=instantiate(config.optimizer.alphas),

@@ -66,8 +66,14 @@ METHODS: dict[str, tuple[Method, type[Plain]]] = {
     ),
 }
 ALONE = [name for name in METHODS if " " not in name]
-LEGAL = [(name, order) for name in ALONE for order in HYPERGRADIENTS if name != "gdas" or order == "first_order"]
-LEGAL += [("gdas, pc and beta", "first_order"), ("sdarts, pc and beta", "finite_difference")]
+LEGAL = [
+    *((name, "first_order") for name in ALONE),
+    *((name, "finite_difference") for name in ALONE if name != "gdas"),
+    ("sdarts_rs", "exact"),
+    ("pc_darts", "exact"),
+    ("gdas, pc and beta", "first_order"),
+    ("sdarts, pc and beta", "finite_difference"),
+]
 
 
 def transcribed(method: str, hypergradient: str, search: SearchModule) -> RelaxedSpace:

@@ -222,6 +222,16 @@ def test_table_names_runs_and_aggregates_over_seeds(tmp_path: Path, capsys: pyte
     assert all(Path(page).is_file() for page in pages)
 
 
+def test_methods_are_not_averaged_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, method in enumerate(("darts", "darts", "gdas", "gdas")):
+        config = f"method:\n  name: {method}\n"
+        make_small_run(tmp_path / f"runs/{number}", seed=number, config=config, method=method)
+    assert main([str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert [row[3] for row in list(rows(output))[2:6]] == ["darts order 2"] * 2 + ["gdas order 2"] * 2
+    assert [(row[3], row[4]) for row in means(output)] == [("darts order 2", "0,1"), ("gdas order 2", "2,3")]
+
+
 def means(output: str) -> list[list[str]]:
     return [row for row in rows(output) if row[0].startswith("mean")]
 

@@ -1,0 +1,120 @@
+"""The methods as a user runs them: short searches, cut off and resumed ones, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import SEARCH, assert_same, read_csv, read_json, refused, run, state_of
+from omegaconf import OmegaConf
+from runs.test_resume import stop_after
+
+from src.runs.folder import RunFolder
+
+SHORT = [*SEARCH, "epochs=2", "checkpoint_minutes=0", "callbacks=none", "space.impl=reference"]
+METHODS = {
+    "beta_darts": ["method=beta_darts", "order=2"],
+    "sdarts_rs": ["method=sdarts_rs"],
+    "gdas": ["method=gdas"],
+    "pc_darts": ["method=pc_darts", "method.frozen_epochs=1", "method.mixed_op.k=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A search of two epochs by each method."""
+    folders = {}
+    for method, overrides in METHODS.items():
+        folder = folders[method] = tmp_path_factory.mktemp("straight") / method
+        done = run("search", *SHORT, *overrides, f"folder={folder}")
+        assert done.code == 0, done.err
+    return folders
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_search_leaves_the_files_of_a_run(method: str, straight: dict[str, Path]) -> None:
+    folder = straight[method]
+    result = read_json(folder / "result.json")
+    assert (result["status"], result["method"]) == ("ok", method)
+    assert set(result["genotype"]) >= {"normal_n2_p0", "normal_n2_switch", "reduce_n3_p2"}
+    metrics = read_csv(folder / "metrics.csv")
+    frozen = 1 if method == "pc_darts" else 0
+    assert [bool(row["arch_loss"]) for row in metrics] == [epoch >= frozen for epoch in range(2)]
+    weights = {
+        (row["epoch"], row["key"], row["candidate"]): float(row["weight"]) for row in read_csv(folder / "alphas.csv")
+    }
+    edges = {key for _, key, _ in weights if key.endswith("_switch")}
+    assert len(edges) == (4 if method == "pc_darts" else 0)
+    moved = [weights[epoch, "normal_n3_p0", "none"] != weights["0", "normal_n3_p0", "none"] for epoch in "01"]
+    assert moved == [False, True]
+    assert (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("method", ["sdarts_rs", "gdas", "pc_darts"])
+def test_cut_off_twice_and_resumed(
+    method: str, straight: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of an epoch, where noise depends on the step, and after an epoch."""
+    folder = tmp_path / "run"
+    arguments = [*SHORT, *METHODS[method], f"folder={folder}"]
+    for steps in (1, 1):
+        with monkeypatch.context() as patch:
+            stop_after(steps, patch)
+            assert run("search", *arguments).code == 1
+        arguments = [f"resume={folder}"]
+    done = run("search", *arguments)
+    assert done.code == 0, done.err
+    assert_same(state_of(folder), state_of(straight[method]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=gdas", "order=2"], "order must be 1 with the relaxation GumbelHard, got 2: "),
+        (["method=gdas", "order=2", "hypergradient=exact"], "order must be 1 with the relaxation GumbelHard, got 2: "),
+        (
+            ["method=sdarts_rs", "method.relaxation._target_=src.methods.relaxations.GumbelHard"],
+            "perturbation RandomSmoothing needs a relaxation of kind simplex or softmax, got GumbelHard, which is of "
+            "kind gumbel",
+        ),
+        (
+            ["method.edge_weights=true"],
+            "discretizer must be StrongestProduct, or another that ranks by edge weights, with edge_weights, got Strongest",
+        ),
+        (
+            ["method=pc_darts", "method.edge_weights=false"],
+            "edge_weights must be true with the discretizer StrongestProduct, got False",
+        ),
+        (
+            ["method=pc_darts", "space.channels=6", "epochs=20"],
+            "PartialChannels needs a number of channels that k=4 divides, 'normal_n2_p0' has 6",
+        ),
+        (["method=pc_darts", "method.mixed_op.k=0"], "k must be 1 or more, got 0"),
+        (
+            ["method=pc_darts"],
+            "method.frozen_epochs must be less than the number of epochs (1), got 15",
+        ),
+        (
+            ["method=gdas", "epochs=3", "method.relaxation.temperature.last=0"],
+            "method.relaxation.temperature must be above 0 in every epoch, got 0 in epoch 2",
+        ),
+        (["method=gdsa"], "unknown method option 'gdsa', did you mean 'gdas'?"),
+        (["method=gdas", "method.relaxtion=null"], "did you mean 'relaxation'?"),
+        (["method=gdas", "method.relaxation.temprature=1"], "did you mean 'temperature'?"),
+        (["method=gdas", "method.relaxation.temperature.lats=1"], "did you mean 'last'?"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(overrides: list[str], message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    line = refused(run("search", *SEARCH, *overrides, f"folder={folder}"))
+    assert message in line
+    assert not folder.exists()
+
+
+def test_a_number_is_a_schedule(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    number = "method.relaxation.temperature=0.5"
+    done = run("search", *SHORT, "epochs=1", "method=gdas", number, f"folder={folder}")
+    assert done.code == 0, done.err
+    config = OmegaConf.load(RunFolder(folder).config)
+    assert (config.method.relaxation.temperature, config.method.name) == (0.5, "gdas")

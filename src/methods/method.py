@@ -1,4 +1,4 @@
-"""A method: one choice in each slot, and which choices go together."""
+"""A method: one choice in each slot, and which choices can be combined."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """How a search weighs candidates, and what becomes of the weights; the defaults are DARTS.
+    """How a search weighs candidates and derives an architecture; the defaults are DARTS.
 
-    Architecture parameters come by the names that they have in a `RelaxedSpace`: `alphas.{key}`, and `edges.{key}` for
+    `parameters` are the architecture parameters by their names in a `RelaxedSpace`: `alphas.{key}`, and `edges.{key}` for
     the weights of edges.
 
     Attributes:
-        name: what a run's record calls the method.
+        name: of the method, for a run's record.
         relaxation: from alphas to mixing weights.
-        mixed_op: what stands in the place of each LayerChoice while searching; None is the choice itself.
+        mixed_op: returns what replaces a LayerChoice during a search; None keeps the choice.
         edge_weights: whether each edge has a weight of its own, a softmax over the edges of a node. Implements equation
             3 of arXiv 1907.05737 (edge normalisation).
-        penalty: what is added to the loss of the alphas.
-        perturbation: what is done to the mixing weights in the weights' step.
+        penalty: a function of the alphas that is added to their loss.
+        perturbation: changes the mixing weights in the weights' step.
         discretizer: from mixing weights to an architecture.
-        frozen_epochs: for how many epochs the weights alone are trained, at first.
+        frozen_epochs: number of epochs at the start that train the weights only.
 
     Raises:
-        ConfigError: choices that do not go together.
+        ConfigError: the choices cannot be combined.
     """
 
     name: str = "darts"
@@ -96,10 +96,10 @@ class Method:
                     self.perturbation(rows, lambda rows: torch.stack(list(rows.values())).sum(), progress, generator)
 
     def relax(self, space: torch.nn.Module, *, init_scale: float = 1e-3) -> RelaxedSpace:
-        """Return the space with its alphas, each LayerChoice replaced as the method asks for; `space` is changed.
+        """Return the space with its alphas, with each LayerChoice replaced by its mixed operation; `space` is changed.
 
         Raises:
-            ConfigError: the method does not go with the space.
+            ConfigError: the method cannot search this space.
         """
         net = RelaxedSpace(space, init_scale=init_scale, mixed_op=self.mixed_op, edge_weights=self.edge_weights)
         if self.edge_weights and not len(net.edges):
@@ -122,7 +122,7 @@ class Method:
         return self.relaxation.expected(_under(ALPHAS, parameters)) | softmax(_under(EDGES, parameters))
 
     def evaluated(self, parameters: Mapping[str, Tensor]) -> Tensors:
-        """Return the mixing weights that a supernet is validated with: as expected, or the likeliest path alone."""
+        """Return the mixing weights that a supernet is validated with: those without noise, or the likeliest path alone."""
         if not self.relaxation.one_path:
             return self.expected(parameters)
         rows = self.relaxation.expected(_under(ALPHAS, parameters))
@@ -130,7 +130,7 @@ class Method:
         return paths | softmax(_under(EDGES, parameters))
 
     def penalty_gradient(self, parameters: Mapping[str, Tensor], progress: Progress) -> Tensors:
-        """Return the gradient of the penalty by the parameters it depends on; empty without a penalty."""
+        """Return the gradient of the penalty with respect to the alphas; empty without a penalty."""
         if self.penalty is None:
             return {}
         leaves = {
@@ -148,10 +148,10 @@ class Method:
         loss: Callable[[Tensors], Tensor],
         generator: torch.Generator,
     ) -> Tensors:
-        """Return the mixing weights of the weights' step: those of the other passes, perturbed; edges' weights are not.
+        """Return the mixing weights of the weights' step: those of the other passes, perturbed except for edges' weights.
 
         Args:
-            parameters: see above; without a graph.
+            parameters: without a graph.
             noise: of the search step.
             progress: of the search.
             loss: of the step's batch, as a function of the mixing weights.

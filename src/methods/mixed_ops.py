@@ -1,4 +1,4 @@
-"""Mixed operations: modules that stand in the place of a LayerChoice while searching. DARTS has the choice itself."""
+"""Mixed operations: modules that replace a LayerChoice during a search. DARTS keeps the choice."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MixedOp = Callable[[LayerChoice], nn.Module]
 
 @dataclass(frozen=True)
 class PartialChannels:
-    """Only 1 / k of the channels goes through the candidates: PC-DARTS.
+    """The candidates see only 1 / k of the channels: PC-DARTS.
 
-    Implements section 3.2 of arXiv 1907.05737. It needs choices that were made by `LayerChoice.of_width`, since their
-    candidates are made anew, for fewer channels.
+    Implements section 3.2 of arXiv 1907.05737. It needs choices made by `LayerChoice.of_width`, since it rebuilds their
+    candidates with fewer channels.
 
     Attributes:
         k: 4 in the paper; 1 is DARTS.
@@ -33,7 +33,7 @@ class PartialChannels:
             raise must_be("k", "1 or more", self.k)
 
     def __call__(self, choice: LayerChoice) -> nn.Module:
-        """Return the module for the place of `choice`; the choice itself if all channels go through it.
+        """Return the module that replaces `choice`; the choice itself if its candidates see all channels.
 
         Raises:
             ConfigError: the choice has no width, or one that k does not divide.
@@ -52,7 +52,7 @@ class PartialChannels:
 
 
 class PartialChoice(nn.Module):
-    """The first 1 / k of the channels through a choice, the others past it, then all shuffled."""
+    """The first 1 / k of the channels pass through a choice, the others bypass it, and all are shuffled."""
 
     def __init__(self, choice: LayerChoice, k: int) -> None:
         super().__init__()
@@ -60,16 +60,16 @@ class PartialChoice(nn.Module):
         self.k = k
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, *) to (N, C, *'); where the candidates halve the size, a max pool of size 2 does so to the others.
+        """Map (N, C, *) to (N, C, *'); where the candidates halve the size, a max pool of size 2 halves the bypass.
 
-        The shuffle takes the channels as k groups and puts the first of each group first, so that the next operation's
-        share holds channels of all groups.
+        The shuffle takes the channels as k groups and puts the first of each group first, so that the next operation
+        sees channels of all groups.
         """
         channels = x.shape[1] // self.k
         mixed = self.choice(x[:, :channels])
         others = x[:, channels:]
         if mixed.shape[2:] != x.shape[2:]:
-            # As many pixels as stride 2 leaves of an odd side; on even sides the same as in the official code.
+            # ceil_mode: on odd sides, stride 2 rounds up; on even sides it is the official code.
             pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[x.dim() - 2]
             others = pool(others, 2, ceil_mode=True)
         joined = torch.cat([mixed, others], dim=1)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Progress(NamedTuple):
-    """How far a search is: the epoch, counted from 0, and the number of epochs."""
+    """The position in a search: the epoch, counted from 0, and the number of epochs."""
 
     epoch: int
     epochs: int
@@ -29,8 +29,8 @@ def value_at(schedule: Schedule, progress: Progress) -> float:
 class Linear:
     """A straight line from `first` in epoch 0 to `last`.
 
-    `last` is the value of the last epoch, E - 1, or with `reaches_last=False` that of epoch E, which is not trained.
-    Papers and codes do either, so each method says which.
+    `last` is the value of the last epoch, E - 1, or with `reaches_last=False` that of epoch E, which does not exist.
+    Published methods use one or the other.
     """
 
     first: float

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from methods.plain import TASK, fit
 from spaces.test_choices import Perceptron
 
+from src.bilevel.hypergradient import Exact, FiniteDifference, FirstOrder, Hypergradient
 from src.common.errors import ConfigError
 from src.methods.discretizers import Strongest, StrongestProduct
 from src.methods.method import Method
@@ -16,6 +19,7 @@ from src.methods.penalties import BetaDecay
 from src.methods.perturbations import RandomSmoothing
 from src.methods.relaxations import GumbelHard, Softmax
 from src.methods.schedules import Linear, Progress
+from src.training.search import SearchModule
 
 
 class Sigmoid(Softmax):
@@ -119,6 +123,37 @@ def test_a_space_of_ones_own() -> None:
         Method(mixed_op=PartialChannels()).relax(Perceptron())
     with pytest.raises(ConfigError, match=r"^edge_weights must be false for a space without an InputChoice over edges"):
         Method(edge_weights=True, discretizer=StrongestProduct()).relax(Perceptron())
+
+
+@pytest.mark.parametrize(
+    ("method", "hypergradient"),
+    [
+        (Method(penalty=BetaDecay()), FiniteDifference()),
+        (Method(perturbation=RandomSmoothing()), Exact()),
+        (Method(relaxation=GumbelHard()), FirstOrder()),
+    ],
+    ids=["beta_darts", "sdarts_rs", "gdas"],
+)
+def test_a_search_of_a_space_of_ones_own(method: Method, hypergradient: Hypergradient) -> None:
+    torch.manual_seed(0)
+    search = SearchModule(
+        Perceptron(),
+        task=TASK,
+        hypergradient=hypergradient,
+        method=method,
+        weight_optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True),
+        alpha_optimizer=partial(torch.optim.Adam, lr=0.1),
+        weight_scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2),
+    )
+    before = {name: tensor.clone() for name, tensor in (search.weights() | search.alphas()).items()}
+    x = torch.randn(9, 6, dtype=torch.float64)
+    batch = x, x[:, :3].argmax(1)
+    fit(search, [{"weights": batch, "arch": batch}] * 6, epochs=2)
+    after = search.weights() | search.alphas()
+    unmoved = [name for name in before if torch.equal(after[name].float(), before[name])]
+    # A sampled path need not reach every candidate.
+    assert [name for name in unmoved if not (method.relaxation.one_path and ".candidates." in name)] == []
+    assert all(bool(tensor.isfinite().all()) for tensor in after.values())
 
 
 def test_a_sampled_network_is_validated_by_its_likeliest_path() -> None:

@@ -17,18 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from src.architectures.architecture import Architecture
 from src.callbacks.record import EpochMetrics
 from src.data.modules import RetrainData
 from src.report import write_report
-from src.runs.build import build_data, build_network, build_trainer, check_optimizers, count_macs, count_params
+from src.runs.build import (
+    RETRAIN_KEYS,
+    build_data,
+    build_network,
+    build_schedule,
+    build_trainer,
+    check_optimizers,
+    count_macs,
+    count_params,
+)
 from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder, genotype_in
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.record import Record
+from src.runs.targets import build, fit
 from src.spaces.cnn.formats import load_cells
 from src.spaces.cnn.operations import import_operations
 from src.training.retrain import RetrainModule
@@ -38,12 +47,12 @@ def build_module(config: DictConfig, data: RetrainData, architecture: Architectu
     """Return the retrain module of a composed config: the network of an architecture, and its optimiser."""
     L.seed_everything(config.seed, verbose=False)
     network: dict[str, Any] = dict(config.space)
-    training = {name: network.pop(name) for name in ("auxiliary_weight", "drop_path") if name in network}
+    training = fit(RetrainModule, "space", {name: network.pop(name) for name in RETRAIN_KEYS if name in network})
     return RetrainModule(
         build_network(network, architecture=architecture, input_shape=data.input_shape, num_classes=data.num_classes),
         task=data.task,
-        optimizer=instantiate(config.optimizer.weights),
-        scheduler=instantiate(config.optimizer.schedule),
+        optimizer=build(config.optimizer.weights, "optimizer.weights"),
+        scheduler=build_schedule(config.optimizer.schedule),
         gradient_clip=config.optimizer.gradient_clip,
         seed=config.seed,
         **training,
@@ -59,7 +68,7 @@ def retrain(config: DictConfig, folder: Path) -> None:
         architecture = load_cells(
             str(own) if config.resume is not None and own.exists() else genotype_in(config.genotype)
         )
-        data = build_data(RetrainData, config)
+        data = build_data(config)
         module = build_module(config, data, architecture)
         check_optimizers(module)
         metrics = EpochMetrics(folder)

@@ -15,31 +15,39 @@ import sys
 from pathlib import Path
 
 import lightning as L
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.common.errors import ConfigError
 from src.data.modules import SearchData
 from src.report import write_report
-from src.runs.build import build_data, build_network, build_trainer, check_optimizers, count_macs, count_params
+from src.runs.build import (
+    build_data,
+    build_network,
+    build_schedule,
+    build_trainer,
+    check_optimizers,
+    count_macs,
+    count_params,
+)
 from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.record import Record
+from src.runs.targets import build
 from src.training.search import SearchModule, check_precision
 
 
 def build_module(config: DictConfig, data: SearchData) -> SearchModule:
     """Return the search module of a composed config: supernet, alphas, hypergradient, optimisers."""
     L.seed_everything(config.seed, verbose=False)
-    hypergradient = instantiate(config.hypergradient)
+    hypergradient = build(config.hypergradient, "hypergradient")
     if hypergradient.order != config.order:
         raise ConfigError(
-            f"order={config.order} with hypergradient {type(hypergradient).__name__}, which is of order "
-            f"{hypergradient.order}; allowed are hypergradient=auto or one of the same order"
+            f"hypergradient {type(hypergradient).__name__} is of order {hypergradient.order} but order is {config.order}; "
+            f"set order={hypergradient.order} or hypergradient=auto"
         )
-    method = instantiate(config.method)
+    method = build(config.method, "method")
     method.check_order(unrolls=hypergradient.unrolls)
     module = SearchModule(
         build_network(
@@ -51,9 +59,9 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
         task=data.task,
         method=method,
         hypergradient=hypergradient,
-        weight_optimizer=instantiate(config.optimizer.weights),
-        alpha_optimizer=instantiate(config.optimizer.alphas),
-        weight_scheduler=instantiate(config.optimizer.schedule),
+        weight_optimizer=build(config.optimizer.weights, "optimizer.weights"),
+        alpha_optimizer=build(config.optimizer.alphas, "optimizer.alphas"),
+        weight_scheduler=build_schedule(config.optimizer.schedule),
         gradient_clip=config.optimizer.gradient_clip,
         seed=config.seed,
     )
@@ -67,7 +75,7 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
 def search(config: DictConfig, folder: Path) -> None:
     """Run one search into `folder`."""
     with mistakes():
-        data = build_data(SearchData, config)
+        data = build_data(config)
         module = build_module(config, data)
         check_optimizers(module)
         metrics = EpochMetrics(folder)

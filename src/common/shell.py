@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 
 # In double quotes bash still expands these ("!" in an interactive shell).
 _LIVE_IN_DOUBLE_QUOTES = frozenset('"$`\\!')
-_ASSIGNMENT = re.compile(r"(?P<key>(?:\+{0,2}|~)[\w.@/$-]+)=(?P<value>.*)", re.DOTALL)
+_ASSIGNMENT = re.compile(r"(?P<key>(?:\+{0,2}|~)[\w.@/$][\w.@/$-]*)=(?P<value>.*)", re.DOTALL)
 
 
 def parsed(text: str) -> Override | None:

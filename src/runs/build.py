@@ -1,51 +1,78 @@
-"""From a composed config to objects: data, network, trainer."""
+"""From a composed config to objects: data, network, schedule, trainer."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_object, instantiate
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ProgressBar
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.callbacks.checkpoint import Checkpoints
 from src.common.batch_norm import synchronise
-from src.common.errors import ConfigError, unknown
+from src.common.errors import ConfigError, must_be
 from src.fast import kernels
 from src.fast.forms import fused_form
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.devices import own_gpu
+from src.runs.targets import TARGET, build, check, fit, locate, plain, within
 from src.training.parallel import Averaging
+from src.training.retrain import RetrainModule
+from src.training.search import SchedulerFactory
 
 IMPLEMENTATIONS = ("fused", "reference")  # of space.impl
+# Keys of `space` in a retrain that its module takes, not its network.
+RETRAIN_KEYS = ("auxiliary_weight", "drop_path")
 
-Data = TypeVar("Data", bound=L.LightningDataModule)
+
+def check_targets(command: str, config: DictConfig) -> None:
+    """Check everything in a composed config that has a `_target_` against the signature of that target.
+
+    Raises:
+        ConfigError: a key that has to name a target does not, there is no such target, or it does not take an argument.
+    """
+    for key in ("data", "space", "hypergradient", "optimizer.weights", "optimizer.alphas", "trainer"):
+        node = OmegaConf.select(config, key, default={TARGET: ""})
+        if not isinstance(node, dict | DictConfig) or TARGET not in node:
+            raise ConfigError(f"{key}._target_ is not set, set it with {key}._target_=MODULE.CLASS")
+    space, _ = _space(config.space)
+    if command == "retrain":
+        fit(RetrainModule, "space", {name: space.pop(name) for name in RETRAIN_KEYS if name in space})
+    for key in config:
+        check(space if key == "space" else config[key], str(key))
 
 
-def build_data(kind: type[Data], config: DictConfig) -> Data:
+def build_data(config: DictConfig) -> Any:
     """Return the data module of a composed config, with its train split read and cut."""
-    data = kind(**{**config.data, "source": instantiate(config.data.source)}, seed=config.seed)
-    data.setup("fit")
+    data = build(config.data, "data", seed=config.seed)
+    with within("data"):
+        data.setup("fit")
     return data
 
 
-def build_network(space: dict[str, Any], *, differentiated_twice: bool = False, **arguments: Any) -> nn.Module:
-    """Return the network of a config's `space`, in the form that `space.impl` asks for; say where it cannot be had."""
-    settings = dict(space)
-    impl, target = settings.pop("impl", None), settings["_target_"]
-    if impl not in (None, *IMPLEMENTATIONS):
-        raise unknown("form in space.impl:", impl, IMPLEMENTATIONS)
+def build_network(space: Any, *, differentiated_twice: bool = False, **supplied: Any) -> nn.Module:
+    """Return the network of a config's `space`, in the form that `space.impl` asks for; say where it cannot be had.
+
+    Args:
+        space: the node.
+        differentiated_twice: whether the run takes second derivatives, which a fused form does not have.
+        supplied: what the space is told besides its own settings, where it takes it: `input_shape`, `num_classes`.
+    """
+    settings, impl = _space(space)
+    target = settings[TARGET]
     if impl == "fused":
-        fused = fused_form(get_object(target))
+        fused = fused_form(locate(target, "space"))
         if fused is None:
             print(f"space.impl=fused: {target} has no fused form, its own is used", file=sys.stderr)
         elif differentiated_twice:
@@ -53,8 +80,30 @@ def build_network(space: dict[str, Any], *, differentiated_twice: bool = False, 
                 "space.impl=fused: an exact hypergradient differentiates twice, the reference is used", file=sys.stderr
             )
         else:
-            settings["_target_"] = f"{fused.__module__}.{fused.__qualname__}"
-    return instantiate(settings, **arguments)
+            settings[TARGET] = f"{fused.__module__}.{fused.__qualname__}"
+    return build(settings, "space", **supplied)
+
+
+def _space(node: Any) -> tuple[dict[str, Any], str | None]:
+    """Return the settings of a space's own, and the form that it is wanted in."""
+    settings = dict(plain(node))
+    if not _has_forms(locate(settings.get(TARGET), "space")):
+        return settings, None
+    impl = settings.pop("impl", None)
+    if impl not in (None, *IMPLEMENTATIONS):
+        raise must_be("space.impl", " or ".join(IMPLEMENTATIONS), impl)
+    return settings, impl
+
+
+def _has_forms(kind: Any) -> bool:
+    return isinstance(kind, type) and any(fused_form(base) is not None for base in kind.__mro__)
+
+
+def build_schedule(node: Any) -> SchedulerFactory:
+    """Return the learning rate schedule of a config's node, stepped once an epoch; null is a constant rate."""
+    if node is None:
+        return partial(ConstantLR, factor=1.0)
+    return build(node, "optimizer.schedule")
 
 
 def build_trainer(
@@ -70,22 +119,25 @@ def build_trainer(
     With `trainer.sync_batchnorm`, the BatchNorms in `module` take the joined batch of all processes from now on.
 
     Raises:
-        ConfigError: several processes without the strategy that averages, or in a job of a sweep.
+        ConfigError: settings that `module` cannot be trained with; several processes without the strategy that averages,
+            or in a job of a sweep.
     """
-    chosen = [instantiate(callback) for callback in (config.callbacks or {}).values()]
-    settings = dict(config.trainer)
+    chosen = _all(config.callbacks, "callbacks")
+    settings = plain(config.trainer)
     if settings.pop("sync_batchnorm", False):
         synchronise(module)
+    _check_fits(module, settings, config.callbacks or {}, chosen)
     sweeps = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeps and settings["devices"] == 1 and settings["accelerator"] in ("auto", "gpu", "cuda"):
+    if sweeps and settings.get("devices") == 1 and settings.get("accelerator", "auto") in ("auto", "gpu", "cuda"):
         gpus = torch.cuda.device_count()
         if gpus > 1:  # jobs may run side by side
             settings["devices"] = [own_gpu(gpus)]
-    trainer: L.Trainer = instantiate(
+    trainer: L.Trainer = build(
         settings,
+        "trainer",
         callbacks=[*first, *chosen, *last, Checkpoints(folder, config.checkpoint_minutes)],
         plugins=[WholeCheckpoints()],
-        logger=[instantiate(logger) for logger in (config.logger or {}).values()],
+        logger=_all(config.logger, "logger"),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
         enable_model_summary=False,
         default_root_dir=str(folder),
@@ -93,27 +145,67 @@ def build_trainer(
     if trainer.world_size > 1:
         if not isinstance(trainer.strategy, Averaging):
             raise ConfigError(
-                f"{trainer.world_size} processes with trainer.strategy={config.trainer.strategy}, allowed are "
-                "trainer=ddp (GPUs) and trainer=ddp_cpu, which average the gradients of a search"
+                f"trainer.strategy must be one that averages the gradients of a search (trainer=ddp for GPUs, or "
+                f"trainer=ddp_cpu) with {trainer.world_size} processes, got {config.trainer.get('strategy', 'auto')}"
             )
         if sweeps:
             raise ConfigError(
-                f"a job of a sweep on {trainer.world_size} processes would start the whole sweep in each of them, "
-                "allowed is one device a job (trainer.devices=1), or one run without --multirun"
+                f"a job of a sweep must use one device (trainer.devices=1), got {trainer.world_size} processes, each of "
+                "which would start the whole sweep; a single run, without --multirun, may use several"
             )
     return trainer
 
 
+def _all(nodes: Any, key: str) -> list[Any]:
+    """Return what the nodes below a key describe, without those that are null."""
+    built = [build(node, f"{key}.{name}") for name, node in (nodes or {}).items()]
+    return [thing for thing in built if thing is not None]
+
+
+# What Lightning, or this code, would refuse once the run has begun, or do something else with than its user expects.
+_REFUSED_SETTINGS = {
+    "fast_dev_run": (False, "it leaves out checkpoints and callbacks; use debug=fdr"),
+    "gradient_clip_val": (None, "set optimizer.gradient_clip"),
+    "gradient_clip_algorithm": (None, "gradients are clipped by their norm, see optimizer.gradient_clip"),
+}
+_REFUSED_SETTINGS_OF_A_SEARCH = {
+    "max_steps": (-1, "Lightning counts the steps of both optimisers, two a batch; set trainer.limit_train_batches"),
+    "accumulate_grad_batches": (1, "a search steps weights and alphas in turn; set data.batch_size"),
+}
+_REFUSED_CALLBACKS_OF_A_SEARCH = (
+    callbacks.StochasticWeightAveraging,
+    callbacks.GradientAccumulationScheduler,
+    callbacks.LearningRateFinder,
+    callbacks.BatchSizeFinder,
+)
+
+
+def _check_fits(
+    module: L.LightningModule, settings: Mapping[Any, Any], nodes: Mapping[Any, Any], chosen: Sequence[L.Callback]
+) -> None:
+    searches = not module.automatic_optimization
+    refused = {**_REFUSED_SETTINGS, **(_REFUSED_SETTINGS_OF_A_SEARCH if searches else {})}
+    for name, (default, reason) in refused.items():
+        if settings.get(name) not in (None, default):
+            raise ConfigError(f"trainer.{name}={settings[name]} is not supported: {reason}")
+    for callback in chosen if searches else ():
+        if isinstance(callback, _REFUSED_CALLBACKS_OF_A_SEARCH):
+            names = [name for name, node in nodes.items() if type(callback).__name__ in str(node)]
+            raise ConfigError(
+                f"callbacks.{', '.join(names)}: a search cannot use {type(callback).__name__}, which works with a single "
+                "optimiser that Lightning steps"
+            )
+
+
 def check_optimizers(module: L.LightningModule) -> None:
-    """Raise a `ConfigError` for settings that the optimisers or schedules do not take, before anything is written."""
-    try:
-        module.configure_optimizers()
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:  # torch's own words for a key, or a value, that it does not take
-        raise ConfigError(
-            f"optimizer.weights, optimizer.schedule or optimizer.alphas does not fit its _target_: {error}"
-        ) from error
+    """Build the optimisers and the schedule once, so that what they do not take is refused before anything is written.
+
+    Raises:
+        ConfigError: they refuse a value, or the schedule needs a metric.
+    """
+    _, schedules = cast(tuple[Any, Any], module.configure_optimizers())
+    if any(isinstance(schedule, ReduceLROnPlateau) for schedule in schedules):
+        raise ConfigError("optimizer.schedule must be a function of the epoch, ReduceLROnPlateau needs a metric")
 
 
 def count_params(module: nn.Module) -> int:

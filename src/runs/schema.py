@@ -1,80 +1,22 @@
-"""What a run can be told: the schema of the commands' configs, and the one place that validates what a user typed.
+"""The settings of the commands: their types, and the check of what a user typed.
 
-The files in conf/ give the values; these classes give the types, so that `epochs=ten` or `epoch=10` is refused while the
-config is composed. `check` then looks at ranges and at what does not go together.
+The files in conf/ give the values. These classes give the types of what is the commands' own, so that `epochs=ten` or
+`epoch=10` is refused while the config is composed; `check` then looks at ranges and at what does not go together. What is
+built from a `_target_` (a space, data, optimisers) needs no schema: src/runs/targets.py checks it against the target.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig
 
-from src.common.errors import ConfigError, unknown
+from src.common.errors import ConfigError, must_be
+from src.runs.targets import unknown_key
 
 LARGEST_SEED = 2**32 - 1
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
-
-
-# conf/ has the folder of a run, or of a sweep, from it: a given one to go on in, or a new one. A launcher that starts
-# processes of its own imports this module there, so it stands outside of `register_schemas`.
-OmegaConf.register_new_resolver("first", _first, replace=True)
-
-
-@dataclass
-class SearchData:
-    """The data of a search: the train split in two halves. Further keys belong to the source."""
-
-    source: Any = MISSING
-    batch_size: int = MISSING
-    arch_fraction: float = MISSING
-    crop_padding: int = MISSING
-    flip: bool = MISSING
-
-
-@dataclass
-class RetrainData:
-    """The data of a retrain: the whole train split, and the test split. `cutout` null: half of the image's side."""
-
-    source: Any = MISSING
-    batch_size: int = MISSING
-    crop_padding: int = MISSING
-    flip: bool = MISSING
-    cutout: int | None = None
-
-
-@dataclass
-class CellSpace:
-    """The CNN cell space as it is searched; see `src.spaces.cnn.cells.Supernet`."""
-
-    _target_: str = MISSING
-    impl: str = MISSING
-    channels: int = MISSING
-    cells: int = MISSING
-    nodes: int = MISSING
-    stem_multiplier: int = MISSING
-    candidates: list[str] = field(default_factory=list)
-    operations: list[str] = field(default_factory=list)
-
-
-@dataclass
-class CellNetwork:
-    """The network that a genotype is retrained as; see `src.spaces.cnn.network.Network`."""
-
-    _target_: str = MISSING
-    impl: str = MISSING
-    channels: int = MISSING
-    cells: int = MISSING
-    stem_multiplier: int = MISSING
-    auxiliary: bool = MISSING
-    operations: list[str] = field(default_factory=list)
-    auxiliary_weight: float = MISSING
-    drop_path: float = MISSING
 
 
 @dataclass
@@ -114,7 +56,7 @@ class SearchConfig:
     resume: str | None = None
     checkpoint_minutes: float | None = MISSING
     sweep: Sweep = field(default_factory=Sweep)
-    data: SearchData = field(default_factory=SearchData)
+    data: Any = MISSING
     space: Any = MISSING
     method: Any = MISSING
     hypergradient: Any = MISSING
@@ -135,7 +77,7 @@ class RetrainConfig:
     resume: str | None = None
     checkpoint_minutes: float | None = MISSING
     sweep: Sweep = field(default_factory=Sweep)
-    data: RetrainData = field(default_factory=RetrainData)
+    data: Any = MISSING
     space: Any = MISSING
     optimizer: RetrainOptimizer = field(default_factory=RetrainOptimizer)
     trainer: Any = MISSING
@@ -143,33 +85,49 @@ class RetrainConfig:
     callbacks: Any = None
 
 
+COMMANDS: dict[str, type] = {"search": SearchConfig, "retrain": RetrainConfig}
+
+
 def register_schemas() -> None:
     """Make the schemas known to Hydra under the names that the defaults lists in conf/ use."""
-    store = ConfigStore.instance()
-    store.store(name="search_schema", node=SearchConfig)
-    store.store(name="retrain_schema", node=RetrainConfig)
-    store.store(group="space", name="cell_space_schema", node=CellSpace)
-    store.store(group="space", name="cell_network_schema", node=CellNetwork)
+    for command, schema in COMMANDS.items():
+        ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+
+
+def annotation_of(command: str, key: str) -> Any:
+    """Return the type of a key of a command's config, or None if it is not one of the schema's."""
+    kind: Any = COMMANDS[command]
+    for name in key.split("."):
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return kind
 
 
 def check(command: str, config: DictConfig) -> None:
-    """Raise a `ConfigError` for a key that the command does not know (+key=...), or a value that no run can use."""
-    _check_keys(config, SearchConfig if command == "search" else RetrainConfig, "")
-    if config.data.source is None:
-        raise ConfigError("data.source is null, allowed is a source as in conf/data/")
+    """Check a composed config, as far as it can be done without data.
+
+    Raises:
+        ConfigError: a key that the command does not know, a value that no run can use, or settings that do not go
+            together.
+    """
+    _check_keys(config, COMMANDS[command], "")
     if "order" in config and config.order not in (1, 2):
-        raise ConfigError(f"order={config.order}, allowed are 1 (first order) and 2 (unrolled)")
+        raise must_be("order", "1 (first order) or 2 (unrolled)", config.order)
     if not 0 <= config.seed <= LARGEST_SEED:
-        raise ConfigError(f"seed={config.seed}, allowed are 0 to {LARGEST_SEED}")
+        raise must_be("seed", f"between 0 and {LARGEST_SEED}", config.seed)
     if config.epochs < 1:
-        raise ConfigError(f"epochs={config.epochs}, allowed are 1 and more")
+        raise must_be("epochs", "1 or more", config.epochs)
+    if config.trainer.get("max_epochs", config.epochs) != config.epochs:
+        raise ConfigError(
+            f"trainer.max_epochs is {config.trainer.max_epochs} but epochs is {config.epochs}, and schedules end with "
+            f"epochs; set epochs={config.trainer.max_epochs} instead"
+        )
 
 
 def _check_keys(node: DictConfig, schema: type, within: str) -> None:
     known = {entry.name: entry for entry in fields(schema)}
     for key in node:
         if key not in known:
-            raise ConfigError(f"{unknown('key', key, known)}{within and f', in {within}'}")
+            raise ConfigError(unknown_key(key, within, known))
         kind = known[str(key)].default_factory
         if isinstance(kind, type) and is_dataclass(kind):
             _check_keys(node[key], kind, str(key))

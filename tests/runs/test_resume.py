@@ -306,15 +306,14 @@ class TestCutShort:
 
     def test_by_steps(self, straight: dict[str, Path], tmp_path: Path) -> None:
         folder = tmp_path / "run"
-        limit = "+trainer.max_steps=6"  # three batches: both optimisers of a search count
-        for arguments in ([*LONG_SEARCH, limit, f"folder={folder}"], [f"resume={folder}"]):
-            done = run("search", *arguments)
+        for arguments in ([*LONG_RETRAIN, "trainer.max_steps=3", f"folder={folder}"], [f"resume={folder}"]):
+            done = run("retrain", *arguments)
             assert done.code == 1
-            assert "stopped by trainer.max_steps=6 after 0 of 3 epochs" in done.err
+            assert "stopped by trainer.max_steps=3 after 0 of 3 epochs" in done.err
             assert read_json(folder / "result.json")["status"] == "interrupted"
-        done = run("search", f"resume={folder}", "+trainer.max_steps=-1")
+        done = run("retrain", f"resume={folder}", "trainer.max_steps=-1")
         assert done.code == 0, done.err
-        assert_same(state_of(folder), state_of(straight["search"]))
+        assert_same(state_of(folder), state_of(straight["retrain"]))
 
     def test_by_early_stopping(self, tmp_path: Path) -> None:
         early = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: train_loss, "

@@ -1,0 +1,118 @@
+"""What a user types, made ready for Hydra; and what a `_target_` on the command line does to a composed config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from src.common.errors import ConfigError
+from src.common.shell import with_quotes
+
+# What is built from a `_target_`. Arguments below these keys are checked against its signature, so any may be set.
+_BUILT = (
+    "space",
+    "data",
+    "method",
+    "hypergradient",
+    "optimizer.weights",
+    "optimizer.schedule",
+    "optimizer.alphas",
+    "trainer",
+    "logger",
+    "callbacks",
+)
+_OVERRIDE = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[\w.-]+)(?P<rest>=.*)?", re.DOTALL)
+_TARGET = "._target_"
+_SHORT_FLAGS = ("-h", "-m", "-r", "-c", "-p", "-i", "-sc", "-cp", "-cn", "-cd")
+_FLAGS = (
+    "--help",
+    "--hydra-help",
+    "--version",
+    "--multirun",
+    "--run",
+    "--resolve",
+    "--cfg",
+    "--package",
+    "--info",
+    "--shell-completion",
+    "--config-path",
+    "--config-name",
+    "--config-dir",
+    "--experimental-rerun",
+)
+
+
+def ready(arguments: Sequence[str]) -> list[str]:
+    """Return a command line as Hydra takes it; one that is ready stays as it is.
+
+    Values that Hydra's grammar refuses are quoted, arguments of what is built need no `+`, and `~optimizer.schedule` is
+    `optimizer.schedule=null`.
+
+    Raises:
+        ConfigError: an option such as `--order=2`, where `order=2` is meant; a value without a key.
+    """
+    for index, argument in enumerate(arguments):
+        if argument.startswith("="):
+            raise ConfigError(f"cannot read {argument!r}, arguments have the form key=value")
+        name, given, value = argument.partition("=")
+        known = name in _SHORT_FLAGS or any(flag.startswith(name) for flag in _FLAGS)
+        if argument.startswith("-") and not known:
+            following = arguments[index + 1] if index + 1 < len(arguments) else "..."
+            if not given:
+                value = "..." if "=" in following or following.startswith("-") else following
+            raise ConfigError(f"unknown option {argument}, did you mean {name.lstrip('-')}={value}?")
+    return [_ready(argument) for argument in with_quotes(arguments, sweep=is_sweep(arguments))]
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Return whether a command line asks for several runs."""
+    return any(argument == "-m" or (len(argument) > 3 and "--multirun".startswith(argument)) for argument in arguments)
+
+
+def only_shows(arguments: Sequence[str]) -> bool:
+    """Return whether a command line asks for a help text or a config, not for a run."""
+    return any(
+        argument.startswith("-") and argument not in ("-m", "-r") and not "--multirun".startswith(argument)
+        for argument in arguments
+    )
+
+
+def _ready(argument: str) -> str:
+    if argument.partition("=")[0] == "~optimizer.schedule":
+        return "optimizer.schedule=null"
+    match = _OVERRIDE.fullmatch(argument)
+    below = match is not None and any(match["key"].startswith(f"{built}.") for built in _BUILT)
+    if match is None or not below or match["prefix"] == "~" or match["rest"] is None:
+        return argument
+    return f"++{match['key']}{match['rest']}"
+
+
+def as_typed(override: str) -> str:
+    """Return an override without the `++` that `ready` put before it."""
+    bare = override.removeprefix("++")
+    return bare if _ready(bare) == override else override
+
+
+def drop_inherited(config: DictConfig, overrides: Iterable[str]) -> None:
+    """Let what has a `_target_` on the command line start from that target's own defaults.
+
+    Of the arguments beside such a `_target_`, those that the command line names stay, and the others go: they were
+    chosen for the target of an option in conf/.
+
+    Args:
+        config: composed; it is changed.
+        overrides: of the command line.
+    """
+    keys = [match["key"] for match in map(_OVERRIDE.fullmatch, overrides) if match and match["prefix"] != "~"]
+    for key in keys:
+        node = OmegaConf.select(config, key.removesuffix(_TARGET)) if key.endswith(_TARGET) else None
+        # A trainer's arguments are this code's to choose as much as the trainer's.
+        if not isinstance(node, DictConfig) or not key.startswith(_BUILT) or key.startswith("trainer."):
+            continue
+        prefix = key.removesuffix("_target_")
+        named = {other.removeprefix(prefix).partition(".")[0] for other in keys if other.startswith(prefix)}
+        with open_dict(node):
+            for name in [name for name in node if name not in (*named, "_partial_")]:
+                del node[name]

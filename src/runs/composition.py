@@ -1,0 +1,169 @@
+"""Why a config could not be composed, in one line, with the nearest name that exists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from src.common.errors import unknown
+from src.common.shell import parsed, pastable, quoted
+from src.runs.schema import COMMANDS, annotation_of
+from src.runs.targets import unknown_key
+from src.runs.values import describe, show
+
+
+def config_folder() -> Path:
+    """Return the folder of the commands' configs: conf/ of a checkout, or the one that was installed."""
+    package = Path(__file__).resolve().parent.parent
+    checkout = package.parent / "conf"
+    return checkout if (checkout / "search.yaml").is_file() else package / "conf"
+
+
+CONF = config_folder()
+
+
+def composition_mistake(command: str, arguments: Sequence[str], error: Exception) -> str:
+    """Return in one line what is wrong with a command line.
+
+    Args:
+        command: `search` or `retrain`.
+        arguments: the command line.
+        error: what Hydra or OmegaConf raised while it composed the config.
+    """
+    explanations = (_unreadable, _several_values, _unknown_option, _of_another_command, _unknown_key, _wrong_type)
+    failure = _Failure(command, arguments, error)
+    return next((text for explain in explanations if (text := explain(failure))), one_line(error))
+
+
+@dataclass
+class _Failure:
+    command: str
+    arguments: Sequence[str]
+    error: Exception
+
+    @property
+    def cause(self) -> BaseException:
+        return self.error.__cause__ or self.error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error on one line."""
+    return " ".join(str(error).split())
+
+
+def _unreadable(failure: _Failure) -> str | None:
+    if not isinstance(failure.error, OverrideParseException):
+        return None
+    argument = str(failure.error.override)
+    key, equals, value = argument.partition("=")
+    if not key or not equals:
+        return f"cannot read {argument!r}, arguments have the form key=value"
+    if parsed(f"{key}={quoted(value)}") is None:
+        return f"cannot read {argument!r}: {key!r} is not the name of a setting"
+    return f"cannot read {argument!r}; to pass the value as text, quote it: {_quoted_argument(key, value)}"
+
+
+def _several_values(failure: _Failure) -> str | None:
+    ambiguous = re.match(r"Ambiguous value for argument '(.*?)'\n", str(failure.error), re.DOTALL)
+    if ambiguous is None:
+        return None
+    key, _, value = ambiguous[1].partition("=")
+    return (
+        f"{ambiguous[1]} is several values: add --multirun (-m) to run each of them, "
+        f"or quote what is one value: {_quoted_argument(key, value)}"
+    )
+
+
+def _quoted_argument(key: str, value: str) -> str:
+    return pastable("", [f"{key}={quoted(value)}"]).partition("src. ")[2]
+
+
+def _unknown_option(failure: _Failure) -> str | None:
+    error = failure.error
+    if not isinstance(error, MissingConfigException) or not error.options or not error.missing_cfg_file:
+        return None
+    group, _, name = error.missing_cfg_file.rpartition("/")
+    usable = [option for option in error.options if _is_usable(failure.command, group, option)]
+    return str(unknown(f"{group} option" if group else "config", name, usable))
+
+
+def _of_another_command(failure: _Failure) -> str | None:
+    """Say of an option that it belongs to another command, such as an experiment of src.search."""
+    command = failure.command
+    for argument in failure.arguments:
+        group, _, option = argument.partition("=")
+        if not _is_option(group, option) or _is_usable(command, group, option):
+            continue
+        others = [f"src.{other}" for other in COMMANDS if other != command and _is_usable(other, group, option)]
+        if others:
+            usable = [path.stem for path in sorted((CONF / group).glob("*.yaml"))]
+            usable = [option for option in usable if _is_usable(command, group, option)]
+            nearest = get_close_matches(option, usable, n=1, cutoff=0.0)
+            hint = f"; with src.{command} use {nearest[0]}" if nearest else ""
+            return f"{argument} is for {' and '.join(others)}{hint}"
+    return None
+
+
+def _is_option(group: str, option: str) -> bool:
+    return bool(group and option) and (CONF / group / f"{option}.yaml").is_file()
+
+
+def _is_usable(command: str, group: str, option: str) -> bool:
+    """Return whether a command's config can be composed with an option, and has a value for what the option sets."""
+    config = _composed(command, [f"{group}={option}"])
+    if config is None:
+        return False
+    return not OmegaConf.missing_keys(config.optimizer)
+
+
+def _composed(command: str, overrides: list[str]) -> DictConfig | None:
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(command, overrides=overrides)
+    except (HydraException, OmegaConfBaseException):
+        return None
+
+
+def _unknown_key(failure: _Failure) -> str | None:
+    text, cause = str(failure.error), failure.cause
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return _nearest_key(failure, cause.full_key or str(cause.key))
+    match = re.search(r"Could not override '([^']+)'", text) or re.search(r"override '?([\w./@]+)'?.*No match", text)
+    return _nearest_key(failure, match[1]) if match and not isinstance(cause, ValidationError) else None
+
+
+def _nearest_key(failure: _Failure, key: str) -> str | None:
+    """Name the nearest key; keys of one parent are listed, the whole tree is too much to read."""
+    options = [argument for argument in failure.arguments if _is_option(*argument.partition("=")[::2])]
+    config = _composed(failure.command, options)
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(config, parent, throw_on_missing=False) if parent and config is not None else config
+    if not isinstance(node, DictConfig):
+        return _nearest_key(failure, parent) if parent else None
+    names = [str(name) for name in node]
+    if not parent:
+        names += ["experiment", "debug"]
+    return None if last in names else unknown_key(last, parent, names)
+
+
+def _wrong_type(failure: _Failure) -> str | None:
+    cause = failure.cause
+    key = getattr(cause, "full_key", None)
+    if not key:
+        return None
+    annotation = annotation_of(failure.command, key) if isinstance(cause, ValidationError) else None
+    if annotation is None:
+        return f"{key}: {str(cause).strip().splitlines()[0]}"
+    given = re.search(r"Value '(.*)' of type '(\w+)'", str(cause), re.DOTALL)
+    value = "null" if given is None else show(given[1]) if given[2] == "str" else given[1]
+    return f"{key} must be {describe(annotation)}, got {value}"

@@ -111,7 +111,7 @@ def test_killed_worker_ends_the_run_with_a_result(tmp_path: Path) -> None:
 def test_job_of_a_sweep_has_one_device(tmp_path: Path) -> None:
     done = run("search", "--multirun", *SEARCH, "trainer=ddp_cpu", "seed=0", f"folder={tmp_path / 'sweep'}")
     assert done.code == 2
-    assert "allowed is one device a job" in done.err
+    assert "a job of a sweep must use one device (trainer.devices=1)" in done.err
 
 
 def test_lightnings_own_ddp_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,17 @@ def own_gpu(count: int) -> int:
         if _gpu_lock is not None:
             return index
     raise ConfigError(f"all {count} GPUs are in use by jobs of a sweep; hydra.launcher.n_jobs must be {count} or fewer")
+
+
+def say_threads(outside: int) -> None:
+    """Say so if this process, in which a launcher runs a job, has another number of threads than the command."""
+    inside = torch.get_num_threads()
+    if inside != outside:
+        print(
+            f"this job has {inside} thread(s), the command that started it {outside}: results differ in the last digits from "
+            "those of the same seed run alone (OMP_NUM_THREADS sets both)",
+            file=sys.stderr,
+        )
 
 
 def machine(trainer: L.Trainer) -> dict[str, Any]:

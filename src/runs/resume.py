@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +87,19 @@ def read_settings(folder: Path) -> tuple[DictConfig, list[str]]:
     return config, commands
 
 
+def named_run(path: str) -> Path:
+    """Return the folder of the run that `resume=path` names: the folder itself, or that of a checkpoint.
+
+    Raises:
+        ConfigError: the file is not a checkpoint in the folder of a run.
+    """
+    files = RunFolder.of(path)
+    if files.path.is_file():
+        last = RunFolder("RUN").last
+        raise ConfigError(f"resume must be the folder of a run, or its checkpoint as in {last}, got the file {path}")
+    return files.path
+
+
 def with_saved_settings(command: str, given: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
     """Return the settings with which the run in `folder` is resumed: its own, with what `overrides` may change.
 
@@ -104,8 +116,6 @@ def with_saved_settings(command: str, given: DictConfig, overrides: Sequence[str
     kind = commands[0].split()[2].removeprefix("src.")
     if kind != command:
         raise ConfigError(f"{folder} holds a {kind}; resume it with {pastable(kind, [override('resume', folder)])}")
-    if Path(str(given.resume)).name == RunFolder("").previous.name:
-        print(f"{given.resume} names its run, which resumes from its newest checkpoint", file=sys.stderr)
     for text in overrides:
         key = _key(text)
         top = key.partition(".")[0]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from commands import SEARCH, read_json, start
 
 from src.runs import devices
@@ -28,6 +29,17 @@ def test_a_refused_job_does_not_cost_the_other(plugin: str, settings: list[str],
     refused, ok = (read_json(tmp_path / str(job) / "result.json") for job in range(2))
     assert (refused["status"], ok["status"]) == ("failed", "ok")
     assert "data.batch_size=0" in refused["error"]
+
+
+@pytest.mark.parametrize(("inside", "says"), [(1, True), (3, False)])
+def test_a_job_with_fewer_threads_says_so(
+    inside: int, says: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: inside)
+    devices.say_threads(3)
+    err = capsys.readouterr().err
+    assert ("this job has 1 thread(s), the command that started it 3" in err) == says
+    assert err.count("\n") == says
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="GPUs are told apart by flock, which Windows does not have")

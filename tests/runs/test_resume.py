@@ -468,8 +468,13 @@ class TestBadResume:
     def test_typed(self, straight: dict[str, Path], tmp_path: Path) -> None:
         folder = straight["search"]
         before = contents(folder)
+        (tmp_path / "other.ckpt").touch()
         for typed, part in (
             ([f"resume={tmp_path / 'nowhere'}"], "holds no run to resume"),
+            ([f"resume={tmp_path / 'nowhere' / 'checkpoints' / 'last.ckpt'}"], "holds no run to resume"),
+            ([f"resume={tmp_path / 'other.ckpt'}"], "resume must be the folder of a run, or its checkpoint"),
+            ([f"resume={folder / 'checkpoints' / 'last.ckpt'}"], f"{folder} has finished its 3 epochs"),
+            ([f"resume={folder / 'checkpoints'}"], f"{folder} has finished its 3 epochs"),
             ([f"resume={folder}", "seed=1", "epochs=9"], "seed cannot change in a resumed run"),
             (
                 [f"resume={folder}", "checkpoint_minutes=-1", "epochs=9"],

@@ -1,9 +1,9 @@
-"""Operations in the form that src/fast/fused.py evaluates: a term from a kernel, and the BatchNorm that follows apart.
+"""Operations in the form that src/fast/fused.py evaluates: a term from a kernel, with its BatchNorm kept apart.
 
-A branch is one candidate on K edges that leave one state. Its forward pass gives a term t, and the sums over pixels from
-which the BatchNorms follow; what a node adds up is factor * t + constant, channel by channel, where alpha, scale and
-shift of the BatchNorm are in the two. So a normalised image is never written. The backward pass starts from the
-gradient g of the nodes, and that of t is a mix of g, t and a constant (`Normal.mix`), made where it is read.
+A branch is one candidate on the K edges that leave one state. Its forward pass gives a term t and the moments of t from
+which its BatchNorms follow; what a node adds up is factor * t + constant, channel by channel, and the mixing weight and
+the scale and shift of the BatchNorm are in the two. So a normalised image is never written. The backward pass starts from
+the gradient g of the nodes; the gradient of t is a mix of g, t and a constant (`Normal.mix`), computed where it is read.
 """
 
 from __future__ import annotations
@@ -14,34 +14,60 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 
 from src.common.batch_norm import joined, processes_joined_by
 from src.fast import kernels
 from src.fast.kernels import Geometry
+from src.fast.known import Known
 from src.spaces.cnn.operations import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv
+
+
+class PlainFormNeededError(Exception):
+    """Raised in a forward pass, before anything is remembered, that the fused form cannot compute as the plain form does."""
 
 
 class Incoming(NamedTuple):
     """What the backward pass of a branch starts from."""
 
     grads: Tensor  # of the nodes, (K, N, C, H, W)
-    mix: Tensor  # (3, K, C): factors of grads and of the term, and a constant, of which the term's gradient is the sum
+    mix: Tensor  # (3, K, C): factors of grads and of the term, and a constant, whose sum is the term's gradient
     x: Tensor  # the state, (1, N, C, H, W)
-    into: Tensor | None  # where the state's gradient is written, unless nothing asks for it
+    into: Tensor | None  # where the state's gradient is written; None if it is not needed
     add: bool  # whether it is added to what is there
     needs_weights: bool
+
+
+class Setting(NamedTuple):
+    """What BatchNorms must have in common to be computed together."""
+
+    kind: type[nn.BatchNorm2d]
+    training: bool
+    eps: float
+    momentum: float
+    affine: bool
 
 
 class Branch:
     """One candidate on K edges. A branch lives for one call; `tensors` are those its backward pass needs, the term first."""
 
     norms: Sequence[nn.BatchNorm2d] = ()  # of the term, one an edge
-    parameters: Sequence[Tensor] = ()  # without those of `norms`
+    middle_norms: Sequence[nn.BatchNorm2d] = ()  # of what lies within the branch
+    channels: int | None = None  # of the states it takes; None if it takes any
 
     def __init__(self) -> None:
-        self.moments: Tensor  # sums of the term and of its square, (2, K or 1, C); where there are norms
+        self.parameters: Sequence[Tensor] = ()  # without those of `norms`
+        self.moments: Tensor  # of the term (kernels.moments), (3, K or 1, C); where there are norms
+        self.about: Tensor | None = None  # (1, C): near the mean of a term that has norms and is not near 0
+        self.setting: Setting | None = None  # of `norms`
+        self.middle_setting: Setting | None = None
         self.tensors: list[Tensor] = []
+
+    def can_compute(self, dtype: torch.dtype) -> bool:
+        """Return whether the branch computes in this dtype what its operations compute with the tensors they now have."""
+        self.setting, self.middle_setting = _setting(self.norms, dtype), _setting(self.middle_norms, dtype)
+        return not ((self.norms and self.setting is None) or (self.middle_norms and self.middle_setting is None))
 
     @property
     def term(self) -> Tensor:
@@ -49,7 +75,11 @@ class Branch:
         return self.tensors[0]
 
     def forward(self, x: Tensor, statistics: Statistics) -> None:
-        """Compute the term of a state (1, N, C, H, W)."""
+        """Compute the term of a state (1, N, C, H, W).
+
+        Raises:
+            PlainFormNeededError: the plain form raises an error, or the fused form cannot tell.
+        """
         raise NotImplementedError
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
@@ -57,27 +87,39 @@ class Branch:
         raise NotImplementedError
 
 
-def branch_of(operations: Sequence[nn.Module]) -> Branch:
-    """Return the branch of K operations, all of one kind and geometry.
+def _setting(norms: Sequence[nn.BatchNorm2d], dtype: torch.dtype) -> Setting | None:
+    """Return the setting of all norms; None if they differ, or if one has tensors of another dtype or no momentum."""
+    result = None
+    for norm in norms:
+        parameters, buffers = norm._parameters, norm._buffers
+        weight, bias = parameters["weight"], parameters["bias"]
+        affine = weight is not None
+        tensors = [buffers["running_mean"], buffers["running_var"], *((weight, bias) if affine else ())]
+        channels = (norm.num_features,)
+        for tensor in tensors:
+            if tensor is None or tensor.dtype != dtype or not tensor.is_cpu or tensor.shape != channels:
+                return None
+        if norm.momentum is None or buffers["num_batches_tracked"] is None or (bias is not None) != affine:
+            return None
+        setting = Setting(type(norm), norm.training, norm.eps, norm.momentum, affine)
+        if result is not None and setting != result:
+            return None
+        result = setting
+    return result
 
-    The very classes of src/spaces/cnn/operations.py have a form of their own; any other module is called as it is. Of those
-    that have, the parameters are read and the forward is not called, so that hooks on them do not run.
+
+def branch_of(operations: Sequence[nn.Module], known: Sequence[Known | None], dtype: torch.dtype) -> Branch:
+    """Return the branch of K operations, of which `known` tells what src/fast/known.py says.
+
+    Operations without a fast form, of different geometries, or with parameters that the kernels cannot read, are called.
+    The others are not: their parameters are read.
     """
-    first: Any = operations[0]
-    kinds: dict[Any, Callable[[Any], Branch]] = {
-        nn.Identity: Same,
-        DilatedConv: Convolution,
-        SeparableConv: Separable,
-        ReLUConvBN: Pointwise,
-        FactorizedReduce: Reduce,
-        Pool: Pooling,
-    }
-    kind = kinds.get(type(first), Called)
-    if (kind is Pointwise and first[1].kernel_size != (1, 1)) or (
-        kind is Pooling and type(first.pool) not in (nn.MaxPool2d, nn.AvgPool2d)
-    ):
-        kind = Called
-    return kind(operations)
+    first = known[0]
+    if first is not None and first.kind in _BRANCHES and all(other == first for other in known):
+        branch = _BRANCHES[first.kind](operations)
+        if branch.can_compute(dtype):
+            return branch
+    return Called(operations)
 
 
 class Same(Branch):
@@ -86,11 +128,14 @@ class Same(Branch):
     def __init__(self, operations: Sequence[nn.Module]) -> None:
         super().__init__()
         self.norms = [operation for operation in operations if isinstance(operation, nn.BatchNorm2d)]
+        if self.norms:
+            self.channels = self.norms[0].num_features
 
     def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state."""
         if self.norms:
-            self.moments = kernels.dots(x, [x])
+            self.about = x[:, 0, :, x.shape[3] // 2].mean(dim=2).nan_to_num(0, 0, 0)
+            self.moments = kernels.moments(x, about=self.about)
         self.tensors = [x]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
@@ -106,15 +151,18 @@ class Pooling(Branch):
     def __init__(self, operations: Sequence[Pool]) -> None:
         super().__init__()
         self.norms = [operation.norm for operation in operations if isinstance(operation.norm, nn.BatchNorm2d)]
+        if self.norms:
+            self.channels = self.norms[0].num_features
         pool: Any = operations[0].pool
         self.largest = isinstance(pool, nn.MaxPool2d)
         self.geometry = Geometry(pool.kernel_size, pool.stride, pool.padding)
 
     def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state, once for all edges."""
-        pooled = kernels.pool(x, self.geometry, largest=self.largest)
-        if self.norms:
-            self.moments = kernels.dots(pooled, [pooled])
+        _check_size(self.geometry, x)
+        pooled, moments = kernels.pool(x, self.geometry, largest=self.largest, centre=len(self.norms) > 0)
+        if moments is not None:
+            self.moments = moments
         self.tensors = [pooled]
 
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
@@ -126,6 +174,12 @@ class Pooling(Branch):
                 pooled_grad, incoming.x, self.geometry, largest=self.largest, into=incoming.into, add=incoming.add
             )
         return ()
+
+
+def _check_size(geometry: Geometry, x: Tensor) -> None:
+    """Leave it to the plain form to refuse a state that is smaller than the kernel."""
+    if min(geometry.size(*x.shape[3:])) < 1:
+        raise PlainFormNeededError
 
 
 def _mix_into(into: Tensor, incoming: Incoming, term: Tensor | None, *, add: bool) -> None:
@@ -142,18 +196,18 @@ class _Layers:
 
     def __init__(self, depthwise: Sequence[nn.Conv2d] | None, pointwise: Sequence[nn.Conv2d]) -> None:
         self.geometry = Geometry()
-        self.depthwise = self.pointwise = [convolution.weight for convolution in pointwise]
-        self.parameters: list[Tensor] = [*self.pointwise]
-        if depthwise is None:
-            self.depthwise = None
-        else:
+        self.channels = pointwise[0].in_channels
+        self.convolutions = [*(depthwise or ()), *pointwise]
+        self.parameters = weights_of(self.convolutions)
+        self.depthwise, self.pointwise = None, self.parameters
+        if depthwise is not None:
             first: Any = depthwise[0]
             self.geometry = Geometry(first.kernel_size[0], first.stride[0], first.padding[0], first.dilation[0])
-            self.depthwise = [convolution.weight for convolution in depthwise]
-            self.parameters = [*self.depthwise, *self.pointwise]
+            self.depthwise, self.pointwise = self.parameters[: len(depthwise)], self.parameters[len(depthwise) :]
 
     def forward(self, x: Tensor, rescale: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return z (K, N, C, H, W) and its moments."""
+        _check_size(self.geometry, x)
         return kernels.convolve(x, rescale, self.depthwise, self.pointwise, self.geometry)
 
     def backward(
@@ -172,12 +226,35 @@ class _Layers:
         return x_grad, sums, [*depthwise, *pointwise] or [None] * len(self.parameters)
 
 
-class Convolution(Branch):
+def weights_of(convolutions: Sequence[nn.Conv2d]) -> list[Tensor]:
+    """Return the weight of each convolution."""
+    return [cast(Tensor, convolution._parameters["weight"]) for convolution in convolutions]
+
+
+class _Convolutions(Branch):
+    """A branch that reads the weights of convolutions."""
+
+    convolutions: Sequence[nn.Conv2d]
+
+    def can_compute(self, dtype: torch.dtype) -> bool:
+        """Return whether the branch computes in this dtype what its operations compute with the tensors they now have."""
+        return super().can_compute(dtype) and all(
+            convolution._parameters["bias"] is None
+            and type(weight) in (Tensor, nn.Parameter)
+            and weight.dtype == dtype
+            and weight.is_cpu
+            and kernels.dense(weight)
+            for convolution, weight in zip(self.convolutions, weights_of(self.convolutions), strict=True)
+        )
+
+
+class Convolution(_Convolutions):
     """ReLU, depthwise and pointwise convolution: a dilated convolution."""
 
     def __init__(self, operations: Sequence[DilatedConv]) -> None:
         super().__init__()
         self.layers, self.norms = _depthwise_separable(operations)
+        self.channels, self.convolutions = self.layers.channels, self.layers.convolutions
         self.parameters = self.layers.parameters
 
     def forward(self, x: Tensor, statistics: Statistics) -> None:
@@ -190,13 +267,15 @@ class Convolution(Branch):
         return self.layers.backward(incoming, self.term)[2]
 
 
-class Separable(Branch):
+class Separable(_Convolutions):
     """Two such in a row, with a BatchNorm between them."""
 
     def __init__(self, operations: Sequence[SeparableConv]) -> None:
         super().__init__()
         self.first, self.middle_norms = _depthwise_separable([operation[0] for operation in operations])
         self.second, self.norms = _depthwise_separable([operation[1] for operation in operations])
+        self.channels = self.first.channels
+        self.convolutions = [*self.first.convolutions, *self.second.convolutions]
         self.middle_affine = affine_parameters(self.middle_norms)
         self.parameters = [*self.first.parameters, *self.second.parameters, *self.middle_affine]
         self.normal: Normal
@@ -204,7 +283,8 @@ class Separable(Branch):
     def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state."""
         middle, moments = self.first.forward(x)
-        self.normal = Normal.of(self.middle_norms, moments, middle, statistics)
+        assert self.middle_setting is not None
+        self.normal = Normal.of(self.middle_norms, self.middle_setting, moments, middle, statistics)
         z, self.moments = self.second.forward(middle, self.normal.rescale())
         self.tensors = [z, middle]
 
@@ -227,13 +307,14 @@ def _depthwise_separable(layers: Sequence[Any]) -> tuple[_Layers, list[nn.BatchN
     return _Layers([layer[1] for layer in layers], [layer[2] for layer in layers]), [layer[3] for layer in layers]
 
 
-class Pointwise(Branch):
+class Pointwise(_Convolutions):
     """ReLU and a 1x1 convolution."""
 
     def __init__(self, operations: Sequence[Any]) -> None:
         super().__init__()
         self.layers = _Layers(None, [operation[1] for operation in operations])
         self.norms = [operation[2] for operation in operations]
+        self.channels, self.convolutions = self.layers.channels, self.layers.convolutions
         self.parameters = self.layers.parameters
 
     def forward(self, x: Tensor, statistics: Statistics) -> None:
@@ -246,15 +327,20 @@ class Pointwise(Branch):
         return self.layers.backward(incoming, self.term)[2]
 
 
-class Reduce(Branch):
+class Reduce(_Convolutions):
     """FactorizedReduce: half of the channels from pixels of even row and column, half from those of odd ones."""
 
     geometry = Geometry(stride=2)
 
     def __init__(self, operations: Sequence[FactorizedReduce]) -> None:
         super().__init__()
-        self.weights = [operation.even.weight for operation in operations], [o.odd.weight for o in operations]
-        self.parameters = [*self.weights[0], *self.weights[1]]
+        self.channels = operations[0].even.in_channels
+        self.convolutions = [
+            *(operation.even for operation in operations),
+            *(operation.odd for operation in operations),
+        ]
+        self.parameters = weights_of(self.convolutions)
+        self.weights = self.parameters[: len(operations)], self.parameters[len(operations) :]
         self.norms = [operation.norm for operation in operations]
 
     def forward(self, x: Tensor, statistics: Statistics) -> None:
@@ -313,20 +399,35 @@ class Reduce(Branch):
 
 
 class Called(Branch):
-    """Operations without a form of their own: autograd goes through them."""
+    """Operations without a fast form: they are called, and autograd goes through them."""
 
     def __init__(self, operations: Sequence[nn.Module]) -> None:
         super().__init__()
         self.operations = operations
-        self.parameters = [parameter for operation in operations for parameter in operation.parameters()]
+        parameters = {id(p): p for operation in operations for p in operation.parameters() if p.requires_grad}
+        self.parameters = [*parameters.values()]
+        self.keeps_graph = torch.is_grad_enabled()  # where the call is prepared: within a Function it never is
         self.leaf: Tensor
         self.outputs: list[Tensor]
 
     def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state."""
-        with torch.enable_grad():
-            self.leaf = x[0].clone().requires_grad_()  # x shares memory with nodes that are still being added up
-            self.outputs = [operation(self.leaf) for operation in self.operations]
+        with torch.inference_mode(mode=False), torch.set_grad_enabled(self.keeps_graph):
+            # A copy, since x shares memory with nodes that are still being added up.
+            self.leaf = x[0].detach().requires_grad_() if self.keeps_graph else x[0]
+            given = self.leaf.clone()
+            version = given._version
+            try:
+                self.outputs = [operation(given) for operation in self.operations]
+            except Exception as error:  # of several errors, the plain form raises that which comes first in its order
+                raise PlainFormNeededError from error
+        # The plain form gives all candidates one tensor: what one of them writes into it, the next ones read.
+        if given._version != version or not all(self._is_image(output, x) for output in self.outputs):
+            raise PlainFormNeededError
+        if self.keeps_graph and self._reaches_further():
+            raise PlainFormNeededError
+        if len({output.shape for output in self.outputs}) > 1:
+            raise PlainFormNeededError
         channels_innermost = [output.detach().permute(0, 2, 3, 1) for output in self.outputs]
         self.tensors = [torch.stack(channels_innermost).permute(0, 1, 4, 2, 3)]
 
@@ -334,15 +435,56 @@ class Called(Branch):
         """Return the gradients of `parameters`, and write that of the state."""
         factors = incoming.mix[0].to(incoming.grads.dtype)[:, None, :, None, None]
         output_grads = (incoming.grads * factors).unbind()
+        differentiable = [index for index, output in enumerate(self.outputs) if output.requires_grad]
         leaves = [self.leaf, *(self.parameters if incoming.needs_weights else ())]
-        # The graph stays as long as that of the call: it may be gone through twice.
-        x_grad, *parameter_grads = torch.autograd.grad(
-            self.outputs, leaves, output_grads, allow_unused=True, retain_graph=True
-        )
+        x_grad, *parameter_grads = [None] * len(leaves)
+        if differentiable:
+            # The graph stays as long as that of the call: it may be gone through twice.
+            x_grad, *parameter_grads = torch.autograd.grad(
+                [self.outputs[index] for index in differentiable], leaves,
+                [output_grads[index] for index in differentiable], allow_unused=True, retain_graph=True,
+            )  # fmt: skip
         if incoming.into is not None:
             x_grad = torch.zeros_like(self.leaf) if x_grad is None else x_grad
             incoming.into.add_(x_grad) if incoming.add else incoming.into.copy_(x_grad[None])
         return parameter_grads or [None] * len(self.parameters)
+
+    @staticmethod
+    def _is_image(output: object, x: Tensor) -> bool:
+        return (
+            type(output) in (Tensor, nn.Parameter)
+            and isinstance(output, Tensor)
+            and output.dim() == 4
+            and output.numel() > 0
+            and (output.dtype, output.device, output.layout) == (x.dtype, x.device, x.layout)
+        )
+
+    def _reaches_further(self) -> bool:
+        """Return whether a gradient goes to tensors other than the state and `parameters`, such as alphas of inner choices."""
+        ends = {get_gradient_edge(tensor).node for tensor in (self.leaf, *self.parameters)}
+        open_ends: list[Any] = [output.grad_fn for output in self.outputs]
+        seen: set[Any] = {None, *ends}
+        while open_ends:
+            node = open_ends.pop()
+            if node in seen:
+                continue
+            if hasattr(node, "variable"):  # where the gradient of a leaf is accumulated
+                return True
+            seen.add(node)
+            open_ends += [further for further, _ in node.next_functions]
+        return False
+
+
+# The fast form of each operation.
+_BRANCHES: dict[type[nn.Module], Callable[[Any], Branch]] = {
+    nn.Identity: Same,
+    nn.BatchNorm2d: Same,
+    DilatedConv: Convolution,
+    SeparableConv: Separable,
+    ReLUConvBN: Pointwise,
+    FactorizedReduce: Reduce,
+    Pool: Pooling,
+}
 
 
 @dataclass(frozen=True)
@@ -359,27 +501,48 @@ class Normal:
     processes: int
 
     @classmethod
-    def of(cls, norms: Sequence[nn.BatchNorm2d], moments: Tensor, images: Tensor, statistics: Statistics) -> Normal:
-        """Return what `norms`, one an edge, do to images (K, N, C, H, W) whose moments are (2, K, C)."""
-        first = norms[0]
-        processes = processes_joined_by(first)
-        if first.training:
-            pixels = images.shape[1] * images.shape[3] * images.shape[4] * processes
-            mean, squares = joined(moments, processes) / pixels
-            variance = (squares - mean * mean).clamp_(min=0)
-            statistics.add(norms, mean, variance * (pixels / max(1, pixels - 1)))
+    def of(
+        cls,
+        norms: Sequence[nn.BatchNorm2d],
+        setting: Setting,
+        moments: Tensor,
+        images: Tensor,
+        statistics: Statistics,
+    ) -> Normal:
+        """Return what `norms`, one an edge, do to images (K, N, C, H, W) whose moments are (3, K, C).
+
+        Raises:
+            PlainFormNeededError: a batch has one pixel, which has no variance: the plain form raises an error.
+        """
+        mean, squares, shift = moments
+        processes = processes_joined_by(norms[0])
+        if setting.training:
+            local = images.shape[1] * images.shape[3] * images.shape[4]
+            pixels = local * processes
+            if pixels == 1:
+                raise PlainFormNeededError
+            centre = mean + shift
+            if processes > 1:
+                local_centre = centre
+                centre = joined(local_centre, processes) / processes
+                squares = joined(squares + local * (local_centre - centre).square(), processes)
+            variance = squares / pixels
+            statistics.add(norms, centre, squares / (pixels - 1))
+            mean = centre - shift if processes > 1 else mean
             share = torch.full_like(mean, 1 / pixels)
         else:
             mean, variance = (
-                torch.stack([cast(Tensor, getattr(norm, name)) for norm in norms]).to(moments.dtype)
+                torch.stack([cast(Tensor, norm._buffers[name]) for norm in norms]).to(moments.dtype)
                 for name in ("running_mean", "running_var")
             )
+            mean = mean - shift
             share = torch.zeros_like(mean)
         weight, bias = torch.ones_like(mean), torch.zeros_like(mean)
-        for row, norm in enumerate(norms):
-            if norm.weight is not None:
-                weight[row], bias[row] = norm.weight, norm.bias
-        return cls(torch.stack([mean, (variance + first.eps).rsqrt(), share, weight, bias]), processes)
+        if setting.affine:
+            weight, bias = (
+                torch.stack([getattr(n, name) for n in norms]).to(mean.dtype) for name in ("weight", "bias")
+            )
+        return cls(torch.stack([mean, (variance + setting.eps).rsqrt(), share, weight, bias]), processes)
 
     @classmethod
     def none(cls, edges: int, channels: int) -> Normal:
@@ -427,9 +590,9 @@ class Normal:
         factor = self.weight * self.scale
         return torch.stack([factor, self.bias - factor * self.mean])
 
-    def centred(self, total: Tensor, products: Tensor) -> Tensor:
-        """Return the sum over pixels of g * (t - mean), given those of g and of g * t."""
-        return products - self.mean * total
+    def centred(self, total: Tensor, products: Tensor, about: Tensor | None = None) -> Tensor:
+        """Return the sum over pixels of g * (t - mean), given those of g and of g * (t - about), or of g * t."""
+        return products - (self.mean if about is None else self.mean - about) * total
 
     def affine_grads(self, total: Tensor, centred: Tensor) -> list[Tensor]:
         """Return the gradients of K weights and of K biases, (C,) each; g is that of the normalised t."""
@@ -454,28 +617,26 @@ def affine_parameters(norms: Sequence[nn.BatchNorm2d]) -> list[Tensor]:
 
 
 class Statistics:
-    """The statistics of a batch that BatchNorms of one momentum are to remember; three operators update all of them."""
+    """The statistics of a batch that BatchNorms are to remember; three operators update all of one momentum."""
 
     def __init__(self) -> None:
-        self.norms: list[nn.BatchNorm2d] = []
-        self.means: list[Tensor] = []
-        self.variances: list[Tensor] = []
+        self.by_momentum: dict[float, tuple[list[nn.BatchNorm2d], list[Tensor], list[Tensor]]] = {}
 
     def add(self, norms: Sequence[nn.BatchNorm2d], means: Tensor, variances: Tensor) -> None:
-        """Note means and unbiased variances (K, C) for K norms."""
+        """Note means and unbiased variances (K, C) for K norms of one momentum."""
         dtype = cast(Tensor, norms[0].running_mean).dtype
-        self.norms.extend(norms)
-        self.means.extend(means.to(dtype))
-        self.variances.extend(variances.to(dtype))
+        momentum = cast(float, norms[0].momentum)
+        lists = self.by_momentum.setdefault(momentum, ([], [], []))
+        for noted, more in zip(lists, (norms, means.to(dtype), variances.to(dtype)), strict=True):
+            noted.extend(more)  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
     def update_norms(self) -> None:
         """Move the running statistics, in place: they may be buffers that torch.func.functional_call put there."""
-        if self.norms:
-            momentum = cast(float, self.norms[0].momentum)
-            torch._foreach_lerp_([cast(Tensor, norm.running_mean) for norm in self.norms], self.means, momentum)
-            torch._foreach_lerp_([cast(Tensor, norm.running_var) for norm in self.norms], self.variances, momentum)
-            torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in self.norms], 1)
+        for momentum, (norms, means, variances) in self.by_momentum.items():
+            torch._foreach_lerp_([cast(Tensor, norm.running_mean) for norm in norms], means, momentum)
+            torch._foreach_lerp_([cast(Tensor, norm.running_var) for norm in norms], variances, momentum)
+            torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
 
 
 def as_edges(images: Tensor) -> Tensor:

@@ -1,45 +1,64 @@
 """The supernet, and the network of a genotype, written to be fast: the same functions of the same parameters.
 
-The plain forms (src/spaces/cnn/cells.py, src/spaces/cnn/network.py) call an operator, and write an image, for every step of every
-operation. A supernet's cell here is one function with a hand-written gradient, made of the few kernels in src/kernels. In
-brackets, how much longer a pass for the alphas takes without it: 1.75 s at the paper's sizes (16 channels, 8 cells, batch
-64) in float32 on two cores of an AMD EPYC, medians of seven turns in one run, in which each was taken out by hand.
+The plain forms (src/spaces/cnn/cells.py, src/spaces/cnn/network.py) call an operator, and write an image, for every step of
+every operation. Here a cell of the supernet is one function with a hand-written gradient, made of the few kernels in
+src/fast/kernels. docs/fast.md has what each idea saves.
 
-- What several edges would compute from one state (its ReLU, its pools) is computed once [pools for every edge: 12 %];
-  `none` is never computed.
-- ReLU, depthwise and pointwise convolution are one kernel, which also sums up what BatchNorm needs to know of its output
-  z. BatchNorm is then a scale and a shift of each channel, and the alpha of an operation rides on that scale, so that a
-  node is a weighted sum of the z on its edges [to write the normalised images: 9 %]; between the halves of a separable
-  convolution, the second half rescales what it reads. Of each convolution z alone is kept, and the backward pass
-  recomputes what lies before it: that is where the memory goes that the README's table shows.
-- A gradient that nothing asks for is not computed: that of the weights in a pass for the alphas [41 %], that of the images
-  in the first cell.
+- What several edges would compute from one state (its ReLU, its pools) is computed once; `none` is never computed.
+- ReLU, depthwise and pointwise convolution are one kernel, which also computes what BatchNorm needs to know of its output
+  z. BatchNorm is then a scale and a shift of each channel, and the mixing weight of an operation is a factor of that scale,
+  so that a node is a weighted sum of the z on its edges; between the halves of a separable convolution, the second half
+  rescales what it reads. Of each convolution only z is kept, and the backward pass recomputes what lies before it.
+- A gradient that nothing asks for is not computed: that of the weights in a pass for the alphas, that of the images in the
+  first cell.
 
 Every identity is exact; only rounding differs. State dicts fit both forms. The gradients cannot be differentiated again
-(create_graph=True is refused): an exact hypergradient needs the plain supernet. `python -m src.bench` compares times.
+(create_graph=True is refused): an exact hypergradient needs the plain supernet.
 
-Images for which there are no kernels (on a GPU, in bfloat16, without a compiler) go through the plain forms.
+The plain form runs instead wherever the result could differ: where the kernels do not fit (on a GPU, in bfloat16, without a
+compiler), where a class or a module that a cell is made of was edited, replaced or hooked, where an edge is not a plain
+`LayerChoice` or runs one candidate only, and where operations that have no fast form draw random numbers, write into their
+input, give images of another shape than the others, or reach tensors that need a gradient and are not their own parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from src.fast import kernels
-from src.fast.branches import Branch, Incoming, Normal, Same, Statistics, affine_parameters, as_edges, branch_of
-from src.spaces.choices import LayerChoice
+from src.fast.branches import (
+    Branch,
+    Called,
+    Incoming,
+    Normal,
+    PlainFormNeededError,
+    Setting,
+    Statistics,
+    affine_parameters,
+    as_edges,
+    branch_of,
+)
+from src.fast.known import Known, Memory, is_original, is_unedited, known
+from src.spaces.choices import InputChoice, LayerChoice
 from src.spaces.cnn.cells import Cell, CellPlan, Node, Supernet
 from src.spaces.cnn.genotypes import NodeEdges
 from src.spaces.cnn.network import GenotypeCell, Network
 from src.spaces.cnn.operations import Zero
 
+_EVALUATE = GenotypeCell.evaluate
+
 
 class FusedSupernet(Supernet):
     """`Supernet` with fused cells."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._memory = Memory()
 
     def cell(self, plan: CellPlan, *, nodes: int, candidates: Sequence[str]) -> nn.Module:
         """Return the cell for a place in the stack."""
@@ -47,39 +66,33 @@ class FusedSupernet(Supernet):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (N, C, H, W) to logits (N, num_classes)."""
-        if not kernels.fit(images):
+        stem = self.stem
+        if not (
+            _fit(images) and is_original(Supernet) and is_unedited(stem, nn.Sequential) and len(stem._modules) == 2
+        ):
             return super().forward(images)
-        statistics = Statistics()
-        convolution, norm = cast(nn.Sequential, self.stem)
-        images = images.contiguous(memory_format=torch.channels_last)
-        before_last = last = apply(Same([norm]), convolution(images), statistics)
-        statistics.update_norms()
+        convolution, norm = cast(nn.Sequential, stem)
+        x = convolution(images.contiguous(memory_format=torch.channels_last))
+        before_last = last = evaluate(norm, self._memory.recall(norm, known), x)
         for cell in self.cells:
             before_last, last = last, cell(before_last, last)
         return self.classifier(last.mean(dim=(2, 3)))
 
 
 class FusedCell(Cell):
-    """`Cell` as one function. All BatchNorms of a cell have one momentum and one eps, as in src/spaces/cnn/operations.py."""
+    """`Cell` as one function."""
+
+    def __init__(self, plan: CellPlan, *, nodes: int, candidates: Sequence[str]) -> None:
+        super().__init__(plan, nodes=nodes, candidates=candidates)
+        self._memory = Memory()
 
     def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
         """Map the outputs of cells k-2 and k-1 to this cell's output (N, nodes * channels, H, W)."""
-        if not kernels.fit(last):
-            return super().forward(before_last, last)
-        statistics = Statistics()
-        inputs = [
-            apply(branch_of([module]), x, statistics)
-            for module, x in ((self.preprocess0, before_last), (self.preprocess1, last))
-        ]
-        nodes = [cast(Node, node) for node in self.nodes]
-        sources = [
-            Source.of([cast(LayerChoice, node.edges[index]) for node in nodes[max(0, index - 1) :]], statistics)
-            for index in range(1 + len(nodes))
-        ]
-        parameters = [parameter for source in sources for parameter in source.parameters]
-        output = _Graph.apply(sources, len(nodes), *(source.rows for source in sources), *inputs, *parameters)
-        statistics.update_norms()
-        return cast(Tensor, output)
+        if _fit(last) and _fit(before_last) and before_last.dtype == last.dtype and is_original(Cell):
+            output = self._memory.recall(self, _Form).output(before_last, last)
+            if output is not None:
+                return output
+        return super().forward(before_last, last)
 
 
 class FusedNetwork(Network):
@@ -93,29 +106,211 @@ class FusedNetwork(Network):
 class FusedGenotypeCell(GenotypeCell):
     """`GenotypeCell` with fused operations."""
 
+    def __init__(self, plan: CellPlan, nodes: Sequence[NodeEdges]) -> None:
+        super().__init__(plan, nodes)
+        self._memory = Memory()
+
     def evaluate(self, module: nn.Module, x: Tensor) -> Tensor:
         """Return what an operation makes of a state."""
-        if not kernels.fit(x) or isinstance(module, nn.Identity):
+        if not _fit(x) or GenotypeCell.evaluate is not _EVALUATE or isinstance(module, nn.Identity):
             return super().evaluate(module, x)
+        return evaluate(module, self._memory.recall(module, known), x)
+
+
+def evaluate(module: nn.Module, known: Known | None, x: Tensor, statistics: Statistics | None = None) -> Tensor:
+    """Return what a module makes of x (N, C, H, W), by its fast form if it has one.
+
+    Running statistics are left to the caller's `statistics`, or moved if there are none.
+    """
+    noted = Statistics() if statistics is None else statistics
+    branch = branch_of([module], [known], x.dtype)
+    if isinstance(branch, Called):
+        return module(x)
+    try:
+        source = Source(torch.ones(1, 1, dtype=kernels.SUMS), [0], [branch], noted)
+        output = cast(Tensor, _Single.apply(source, x, *source.parameters))
+    except PlainFormNeededError:
+        return module(x)
+    if statistics is None:
+        noted.update_norms()
+    return output
+
+
+def _fit(x: Tensor) -> bool:
+    """Return whether the kernels fit images, which must be (N, C, H, W), and no hook waits for the calls of all modules."""
+    return kernels.fit(x) and x.dim() == 4 and x.numel() > 0 and not _has_any_global_hook()
+
+
+class _Edge(NamedTuple):
+    """An edge, its node's choice of edges, and its place among them."""
+
+    edge: LayerChoice
+    switch: InputChoice
+    place: int
+
+    def mixing_weights(self) -> Tensor | None:
+        """Return the weights of the candidates' outputs in the node; None where the edge is no sum of all candidates."""
+        weights, edge_weights = self.edge.weights, self.switch.weights
+        for choice in (self.edge, self.switch):
+            if getattr(choice, "path", None) is not None:
+                return None
+        if not _is_vector(weights, len(self.edge.candidates)):
+            return None
+        if edge_weights is None:
+            return weights
+        return weights * edge_weights[self.place] if _is_vector(edge_weights, len(self.switch.spec.inputs)) else None
+
+
+def _is_vector(weights: object, length: int) -> TypeGuard[Tensor]:
+    return isinstance(weights, Tensor) and weights.is_cpu and weights.is_floating_point() and weights.shape == (length,)
+
+
+class _Column(NamedTuple):
+    """One candidate on all edges that leave a state."""
+
+    operations: list[nn.Module]
+    known: list[Known | None]
+
+    @property
+    def zero(self) -> int | None:
+        """The stride of `none`, or None for any other candidate."""
+        first = self.known[0]
+        if first is None or first.kind is not Zero or any(other != first for other in self.known):
+            return None
+        return cast(int, first.arguments[0])
+
+
+class _Form:
+    """What a cell is made of. It is made anew when one of its modules was edited."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        inputs = [cast(nn.Module, module) for module in (cell.preprocess0, cell.preprocess1)]
+        self.inputs = [(module, known(module)) for module in inputs]
+        nodes = cast(Sequence[Node], cell.nodes)
+        self.nodes = len(nodes)
+        self.states: list[list[_Edge]] = []  # of each state, the edges that leave it
+        self.columns: list[list[_Column]] = []  # of each state, the candidates
+        self.refused: set[tuple[torch.Size, torch.Size]] = set()  # sizes of inputs with which the plain form is needed
+        self.is_usable = self.nodes > 0 and all(map(self._is_plain, nodes, range(2, 2 + self.nodes)))
+        if not self.is_usable:
+            return
+        for state in range(1 + self.nodes):
+            edges = [
+                _Edge(cast(LayerChoice, node.edges[state]), node.switch, state) for node in nodes[max(0, state - 1) :]
+            ]
+            names = list(edges[0].edge.candidates)
+            self.is_usable &= all(list(edge.candidates) == names for edge, _, _ in edges)
+            if not self.is_usable:
+                return
+            columns = [[edge.candidates[name] for edge, _, _ in edges] for name in names]
+            self.states.append(edges)
+            self.columns.append([_Column(column, [*map(known, column)]) for column in columns])
+            self.is_usable &= any(column.zero is None for column in self.columns[-1])
+        # The order in which two edges call one module is part of the result.
+        modules = [
+            module
+            for operation in (
+                *inputs,
+                *(o for columns in self.columns for column in columns for o in column.operations),
+            )
+            for module in operation.modules()
+        ]
+        self.is_usable &= len(modules) == len({id(module) for module in modules})
+
+    @staticmethod
+    def _is_plain(node: nn.Module, states: int) -> bool:
+        """Return whether a node, its choices of candidates and of edges are what src/spaces/ makes them, unedited."""
+        return (
+            is_unedited(node, Node)
+            and is_unedited(cast(Node, node).switch, InputChoice)
+            and len(cast(Node, node).edges) == states
+            and all(is_unedited(edge, LayerChoice) for edge in cast(Node, node).edges)
+        )
+
+    def output(self, before_last: Tensor, last: Tensor) -> Tensor | None:
+        """Return the cell's output, or None where the plain form is needed; then nothing was changed."""
+        sizes = before_last.shape, last.shape
+        if not self.is_usable or sizes in self.refused:
+            return None
         statistics = Statistics()
-        output = apply(branch_of([module]), x, statistics)
+        sources = self._sources(last.dtype, statistics)
+        if sources is None:
+            return None
+        called = [module for module, known in self.inputs if known is None]
+        called += [o for source in sources for b in source.branches if isinstance(b, Called) for o in b.operations]
+        before = _Before(called)
+        try:
+            inputs = [
+                evaluate(module, known, x, statistics)
+                for (module, known), x in zip(self.inputs, (before_last, last), strict=True)
+            ]
+            if any(not _fit(x) or x.dtype != last.dtype for x in inputs):
+                raise PlainFormNeededError
+            parameters = [parameter for source in sources for parameter in source.parameters]
+            output = _Graph.apply(sources, self.nodes, *(source.rows for source in sources), *inputs, *parameters)
+            if before.random_numbers_were_drawn():  # in another order than that of the plain form
+                raise PlainFormNeededError
+        except PlainFormNeededError:
+            before.restore()
+            self.refused.add(sizes)
+            return None
         statistics.update_norms()
-        return output
+        return cast(Tensor, output)
+
+    def _sources(self, dtype: torch.dtype, statistics: Statistics) -> list[Source] | None:
+        """Return the sources, one a state with edges; None where an edge is no sum of all candidates."""
+        sources = []
+        for edges, columns in zip(self.states, self.columns, strict=True):
+            rows = [edge.mixing_weights() for edge in edges]
+            if any(row is None for row in rows):
+                return None
+            zeros = [column.zero for column in columns]
+            places = [place for place, zero in enumerate(zeros) if zero is None]
+            branches = [branch_of(columns[place].operations, columns[place].known, dtype) for place in places]
+            strides = {zero for zero in zeros if zero is not None}
+            sources.append(Source(torch.stack(cast(list[Tensor], rows)), places, branches, statistics, strides))
+        return sources
 
 
-def apply(branch: Branch, x: Tensor, statistics: Statistics) -> Tensor:
-    """Return what a branch of one edge makes of x (N, C, H, W), its BatchNorm included."""
-    source = Source(torch.ones(1, 1, dtype=kernels.SUMS), [0], [branch], statistics)
-    return cast(Tensor, _Single.apply(source, x, *source.parameters))
+class _Before:
+    """The random numbers and buffers before operations are called, so that the plain form can call them again."""
+
+    def __init__(self, operations: Sequence[nn.Module]) -> None:
+        self._random = torch.get_rng_state() if operations else None
+        self._buffers = [
+            (module, name, buffer, buffer.clone())
+            for operation in operations
+            for module in operation.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def random_numbers_were_drawn(self) -> bool:
+        """Return whether torch's generator moved."""
+        return self._random is not None and not torch.equal(self._random, torch.get_rng_state())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back."""
+        if self._random is not None:
+            torch.set_rng_state(self._random)
+        for module, name, buffer, value in self._buffers:
+            module._buffers[name] = buffer.copy_(value)
 
 
 class Source:
-    """A state and the K edges that leave it, to the last K nodes, with M branches; none for `none`."""
+    """A state and the K edges that leave it, to the last K nodes, with M branches, of which `none` is not one."""
 
     def __init__(
-        self, rows: Tensor, columns: Sequence[int], branches: Sequence[Branch], statistics: Statistics
+        self,
+        rows: Tensor,
+        columns: Sequence[int],
+        branches: Sequence[Branch],
+        statistics: Statistics,
+        strides_of_none: Iterable[int] = (),
     ) -> None:
-        self.rows = rows  # (K, candidates): softmax weights
+        self.rows = rows  # (K, candidates): mixing weights
+        self.strides_of_none = strides_of_none
         self.columns = columns  # of the branches among the candidates
         self.branches = branches
         self.statistics = statistics
@@ -125,28 +320,40 @@ class Source:
         self.normal: Normal
         self._counts: list[int] = []
 
-    @classmethod
-    def of(cls, edges: Sequence[LayerChoice], statistics: Statistics) -> Source:
-        """Return the source of the choices on its edges."""
-        operations = [[edge.candidates[name] for edge in edges] for name in edges[0].candidates]
-        columns = [column for column, (first, *_) in enumerate(operations) if type(first) is not Zero]
-        rows = torch.stack([cast(Tensor, edge.weights) for edge in edges])
-        return cls(rows, columns, [branch_of(operations[column]) for column in columns], statistics)
-
     def forward(self, rows: Tensor, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Return the terms, M of (K or 1, N, C, H, W), and the factors (M, K, C) and constant (K, C) of their sum."""
+        """Return the terms, M of (K or 1, N, C, H, W), and the factors (M, K, C) and constant (K, C) of their sum.
+
+        Raises:
+            PlainFormNeededError: a branch does not fit x, or their shapes differ.
+        """
         for branch in self.branches:
+            if branch.channels not in (None, x.shape[2]):
+                raise PlainFormNeededError
             branch.forward(x, self.statistics)
         terms = [branch.term for branch in self.branches]
-        edges, channels = len(rows), terms[0].shape[2]
-        normed = [branch for branch in self.branches if branch.norms]
-        normals: Iterator[Normal] = iter(())
-        if normed:
-            norms = [norm for branch in normed for norm in branch.norms]
-            moments = torch.cat([branch.moments.expand(-1, edges, channels) for branch in normed], dim=1)
-            normals = iter(Normal.of(norms, moments, terms[0], self.statistics).split(edges))
-        plain = Normal.none(edges, channels)
-        self.normal = Normal.stack([next(normals) if branch.norms else plain for branch in self.branches])
+        shape = terms[0].shape[1:]
+        _, count, state_channels, height, width = x.shape
+        for of_none in ((count, state_channels, -(-height // s), -(-width // s)) for s in self.strides_of_none):
+            if of_none != shape:
+                raise PlainFormNeededError
+        if any(term.shape[1:] != shape for term in terms):
+            raise PlainFormNeededError
+        edges, channels = len(rows), shape[1]
+        normals = [Normal.none(edges, channels)] * len(terms)
+        alike: dict[Setting, list[int]] = {}
+        for index, branch in enumerate(self.branches):
+            if branch.setting is not None:
+                alike.setdefault(branch.setting, []).append(index)
+        for setting, indices in alike.items():
+            norms = [norm for index in indices for norm in self.branches[index].norms]
+            moments = torch.cat([self.branches[index].moments.expand(-1, edges, channels) for index in indices], dim=1)
+            # Of a pool, K norms see one term.
+            normal = Normal.of(norms, setting, moments, terms[0], self.statistics)
+            for index, part in zip(indices, normal.split(edges), strict=True):
+                normals[index] = part
+        if len({normals[index].processes for indices in alike.values() for index in indices}) > 1:
+            raise PlainFormNeededError
+        self.normal = Normal.stack(normals)
         factors, constants = self._alphas(rows) * self.normal.rescale()
         return terms, factors, constants.sum(0)
 
@@ -159,8 +366,15 @@ class Source:
         """
         if self.versions != self._versions():
             raise RuntimeError("weights were changed in place between a forward pass and its backward pass")
-        sums = kernels.dots(grads, [branch.term for branch in self.branches])
-        total, centred = sums[0], self.normal.centred(sums[0], sums[1:])
+        abouts = [branch.about for branch in self.branches]
+        shifts = None
+        if any(about is not None for about in abouts):
+            shifts = grads.new_zeros(1 + len(abouts), len(rows), grads.shape[2])
+            for shift, about in zip(shifts[1:], abouts, strict=True):
+                if about is not None:
+                    shift.copy_(about.expand_as(shift))
+        sums = kernels.dots(grads, [branch.term for branch in self.branches], shifts)
+        total, centred = sums[0], self.normal.centred(sums[0], sums[1:], None if shifts is None else shifts[1:])
         alphas = self._alphas(rows)
         of_weights, of_biases = self.normal.scale * centred, total.expand_as(centred)
         alpha_grads = (self.normal.weight * of_weights + self.normal.bias * of_biases).sum(2).to(rows.dtype)
@@ -200,7 +414,7 @@ class Source:
 
 
 class _Graph(torch.autograd.Function):
-    """A cell: rows of softmax weights for each source, the two inputs, all parameters -> the output.
+    """A cell: rows of mixing weights for each source, the two inputs, all parameters -> the output.
 
     The states are the two inputs and the nodes, which lie in the output side by side. A node is complete, and read as a
     source, once all sources before it have added their terms; backward, its gradient once all behind it have.
@@ -214,8 +428,10 @@ class _Graph(torch.autograd.Function):
         output: Tensor | None = None
         for index, (source, row) in enumerate(zip(sources, rows, strict=True)):
             terms, factors, constant = source.forward(row, states[index])
+            _, count, channels, height, width = terms[0].shape
+            if output is not None and states[-1].shape[1:] != terms[0].shape[1:]:
+                raise PlainFormNeededError
             if output is None:
-                _, count, channels, height, width = terms[0].shape
                 output = inputs[0].new_empty(count, height, width, nodes * channels).permute(0, 3, 1, 2)
                 states += _by_node(output, nodes).split(1)
             kernels.combine(_by_node(output, nodes)[source.first :], terms, factors, constant, add=index > 0)
@@ -286,10 +502,10 @@ def _check_first_order() -> None:
     """Raise an error in a backward pass that is to be differentiated itself.
 
     torch's once_differentiable raises too late: where the second derivative is asked for by torch.autograd.grad, it
-    drops the path through the function without a word.
+    silently drops the path through the function.
     """
     if torch.is_grad_enabled():  # by create_graph=True
-        raise RuntimeError("the fused supernet has no second derivatives, space.impl=reference has")
+        raise RuntimeError("the fused supernet has no second derivatives; space.impl=reference has")
 
 
 def _by_node(images: Tensor, nodes: int) -> Tensor:

@@ -1,9 +1,12 @@
-"""The few functions of images that the fused forms in src/spaces are made of, in C++ (kernels.cpp) for a processor.
+"""The few functions of images that the fused forms are made of, in C++ (kernels.cpp) for a CPU.
 
-Images that belong to K edges of a cell are (K, N, C, H, W), or (1, N, C, H, W) where the edges share them. In memory they
-lie one edge after another, channels innermost; a view with a larger step from pixel to pixel, or from edge to edge, is
-read and written as well. Sums over pixels are float64, so that a variance may be a difference of two of them, and no
-result depends on the number of threads.
+Images that belong to K edges of a cell are (K, N, C, H, W), or (1, N, C, H, W) where the edges share them. In memory
+channels are innermost; views with any other strides are read and written as well. Every function checks shapes, dtypes
+and strides, and raises a ValueError, before C++ is entered: there, an index out of range is memory of something else.
+Scratch memory that cannot be allocated is a MemoryError.
+
+Sums over pixels: a row of pixels (in `dots`, 32 pixels) is summed in the dtype of the images, rows and images in float64.
+No result depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -14,17 +17,20 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.fast.kernels.build import library
 
 SUMS = torch.float64
+LONGEST_SIDE = 2**24  # pixels, padding included: products of sizes stay far below 2**63
+
+_SUFFIXES = {torch.float32: "float32", torch.float64: "float64"}
 
 _enabled = True
 
 
 class Geometry(NamedTuple):
-    """Of a convolution or a pool, square: all in pixels."""
+    """The geometry of a square convolution or pool, in pixels."""
 
     kernel: int = 1
     stride: int = 1
@@ -32,20 +38,30 @@ class Geometry(NamedTuple):
     dilation: int = 1
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of the output."""
+        """Return height and width of the output; below 1 where the kernel does not fit into the padded image."""
         reach = self.dilation * (self.kernel - 1)
         return tuple((side + 2 * self.padding - reach - 1) // self.stride + 1 for side in (height, width))  # pyright: ignore[reportReturnType]
 
 
 def fit(images: Tensor) -> bool:
-    """Return whether the kernels compute what is asked of images like these: float32 or float64, on a processor."""
-    plain = images.is_cpu and images.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    return plain and _enabled and library() is not None
+    """Return whether the kernels can compute on images like these: float32 or float64, on a CPU, without autocast.
+
+    Fake tensors and a pass that torch.jit traces do not fit: there is nothing to read, or the kernels would not be traced.
+    """
+    return (
+        type(images) in (Tensor, nn.Parameter)
+        and images.is_cpu
+        and images.dtype in _SUFFIXES
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
+        and _enabled
+        and library() is not None
+    )
 
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Within it, no images fit: for whoever counts operators."""
+    """Make no images fit within the block, so that operators can be counted."""
     global _enabled  # noqa: PLW0603
     _enabled = False
     try:
@@ -63,27 +79,31 @@ def convolve(
     *,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return z = pointwise(depthwise(max(0, scale * x + shift))) of K edges, and its sums over pixels.
+    """Return z = pointwise(depthwise(max(0, scale * x + shift))) of K edges, less a constant a channel, and its moments.
 
     Args:
         x: (K or 1, N, C, H, W).
-        rescale: scale and shift, (2, K, C); none is 1 and 0.
-        depthwise: K of (C, 1, kernel, kernel); none leaves the images as they are.
+        rescale: scale and shift, (2, K, C); None is 1 and 0.
+        depthwise: K of (C, 1, kernel, kernel); None leaves the images as they are.
         pointwise: K of (C_out, C, 1, 1).
         geometry: of the depthwise convolution.
         out: where to write z.
 
     Returns:
-        z (K, N, C_out, H_out, W_out), and (2, K, C_out): the sums of z and of its square.
+        z (K, N, C_out, H_out, W_out) less the constants, and `moments` of it, (3, K, C_out).
     """
-    edges, channels_out = len(pointwise), len(pointwise[0])
-    z = empty((edges, x.shape[1], channels_out, *geometry.size(*x.shape[3:])), like=x) if out is None else out
+    dtype, edges, channels_out = x.dtype, len(pointwise), len(pointwise[0])
+    channels, height_out, width_out = _check_convolution(x, rescale, depthwise, pointwise, geometry)
+    shape = (edges, x.shape[1], channels_out, height_out, width_out)
+    z = empty(shape, like=x) if out is None else out
+    _check("out", z, shape, dtype)
     sums = torch.empty(2, edges, channels_out, dtype=SUMS)
+    shift = x.new_empty(edges, channels_out)
     _call(
-        "convolve", x.dtype, _shape(x, z, geometry), _images(x), _array(rescale, x), _weights(depthwise, edges),
-        _weights(pointwise, edges), _images(z), sums,
+        "convolve", dtype, _shape(x, z, geometry), _images(x), _array(rescale, (2, edges, channels), dtype),
+        _addresses(depthwise, edges), _addresses(pointwise, edges), _written(z), sums, shift,
     )  # fmt: skip
-    return z, sums
+    return z, _moments(sums, z, shift=shift)
 
 
 def convolve_backward(
@@ -107,32 +127,41 @@ def convolve_backward(
         grad: (K, N, C_out, H_out, W_out).
         z: what `convolve` returned.
         mix: (3, K, C_out).
-        x: as `convolve` had it, and what follows.
+        x: as `convolve` had it, like the four arguments that follow.
         rescale: see there.
         depthwise: see there.
         pointwise: see there.
         geometry: see there.
-        into: where the edges share x, its gradient is written to this (1, N, C, H, W).
+        into: (1, N, C, H, W), to which the gradient of x is written where the edges share x; None where each has its own.
         add: whether it is added there instead.
-        needs_images: whether a gradient of images is wanted at all.
-        needs_weights: whether those of the weights are wanted.
+        needs_images: whether a gradient of images is computed at all.
+        needs_weights: whether those of the weights are computed.
 
     Returns:
         Where each edge has its own x: the gradient of scale * x + shift, (K, N, C, H, W), and its sums over pixels,
         by itself and times x, (2, K, C); else None. Then the gradients of depthwise and of pointwise, K each, or none.
     """
-    edges, (channels_out, channels), taps = len(pointwise), pointwise[0].shape[:2], geometry.kernel**2
+    dtype, edges, taps = x.dtype, len(pointwise), geometry.kernel**2
+    channels, height_out, width_out = _check_convolution(x, rescale, depthwise, pointwise, geometry)
+    channels_out = len(pointwise[0])
+    for name, images in (("grad", grad), ("z", z)):
+        _check(name, images, (edges, x.shape[1], channels_out, height_out, width_out), dtype)
     x_grad = sums = weight_grads = None
-    if needs_images and into is None:
+    if into is not None:
+        _check("into", into, (1, *x.shape[1:]), dtype)
+        if len(x) != 1 or rescale is not None:
+            raise ValueError("into must be None where each edge has its own x")
+    elif needs_images:
+        _check("x", x, (edges, *x.shape[1:]), dtype)
         x_grad = empty(x.shape, like=x)
         sums = torch.empty(2, edges, channels, dtype=SUMS)
     if needs_weights:
         weight_grads = x.new_empty(edges, (taps + channels_out) * channels)
     target = (into if x_grad is None else x_grad) if needs_images else None
     _call(
-        "convolve_backward", x.dtype, _shape(x, z, geometry), _images(grad), _images(z), _array(mix, x), _images(x),
-        _array(rescale, x), _weights(depthwise, edges), _weights(pointwise, edges), _images(target), int(add), sums,
-        weight_grads,
+        "convolve_backward", dtype, _shape(x, z, geometry), _images(grad), _images(z),
+        _array(mix, (3, edges, channels_out), dtype), _images(x), _array(rescale, (2, edges, channels), dtype),
+        _addresses(depthwise, edges), _addresses(pointwise, edges), _written(target), int(add), sums, weight_grads,
     )  # fmt: skip
     depthwise_grads: list[Tensor] = []
     pointwise_grads: list[Tensor] = []
@@ -144,17 +173,25 @@ def convolve_backward(
     return x_grad, sums, depthwise_grads, pointwise_grads
 
 
-def pool(x: Tensor, geometry: Geometry, *, largest: bool) -> Tensor:
-    """Return the maxima, or the means over pixels within the image, of x (1, N, C, H, W)."""
+def pool(x: Tensor, geometry: Geometry, *, largest: bool, centre: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Return the maxima, or the means over pixels within the image, of x (1, N, C, H, W).
+
+    If `centre`, they are less a constant a channel, and their `moments`, (3, 1, C), come with them, else None.
+    """
+    _check_pool(x, geometry)
     pooled = empty((*x.shape[:3], *geometry.size(*x.shape[3:])), like=x)
-    _call("pool", x.dtype, _shape(x, pooled, geometry), int(largest), _images(x), _images(pooled))
-    return pooled
+    shift = x.new_empty(1, x.shape[2]) if centre else None
+    _call("pool", x.dtype, _shape(x, pooled, geometry), int(largest), _images(x), _written(pooled), shift)
+    return pooled, None if shift is None else moments(pooled, shift=shift)
 
 
 def pool_backward(grad: Tensor, x: Tensor, geometry: Geometry, *, largest: bool, into: Tensor, add: bool) -> None:
     """Write the gradient of `pool` to `into` (1, N, C, H, W), or add it, given that of its output."""
+    _check_pool(x, geometry)
+    _check("grad", grad, (*x.shape[:3], *geometry.size(*x.shape[3:])), x.dtype)
+    _check("into", into, x.shape, x.dtype)
     shape = _shape(x, grad, geometry)
-    _call("pool_backward", x.dtype, shape, int(largest), _images(grad), _images(x), _images(into), int(add))
+    _call("pool_backward", x.dtype, shape, int(largest), _images(grad), _images(x), _written(into), int(add))
 
 
 def combine(out: Tensor, terms: Sequence[Tensor], coefficients: Tensor, constant: Tensor, *, add: bool) -> None:
@@ -167,27 +204,136 @@ def combine(out: Tensor, terms: Sequence[Tensor], coefficients: Tensor, constant
         constant: (K, C).
         add: whether to add.
     """
+    dtype, shape = out.dtype, out.shape
+    _check("out", out, shape, dtype)
+    edges, channels = shape[0], shape[2]
     _call(
-        "combine", out.dtype, _shape(out, out), int(add), _images(out), ctypes.c_int64(len(terms)),
-        (_Images * len(terms))(*map(_view, terms)), _array(coefficients, out), _array(constant, out),
+        "combine", dtype, _shape(out, out), int(add), _written(out), ctypes.c_int64(len(terms)),
+        _all_images(terms, shape, dtype), _array(coefficients, (len(terms), edges, channels), dtype),
+        _array(constant, (edges, channels), dtype),
     )  # fmt: skip
 
 
-def dots(images: Tensor, terms: Sequence[Tensor]) -> Tensor:
-    """Return the sums over pixels of images (K, N, C, H, W), and of their products with M terms, (1 + M, K, C)."""
-    edges, _, channels = images.shape[:3]
-    sums = torch.empty(1 + len(terms), edges, channels, dtype=SUMS)
+def dots(images: Tensor, terms: Sequence[Tensor], shifts: Tensor | None = None) -> Tensor:
+    """Return the sums over pixels of images (K, N, C, H, W), and of their products with M terms, (1 + M, K, C).
+
+    Args:
+        images: (K, N, C, H, W).
+        terms: M of (K or 1, N, C, H, W).
+        shifts: constants that the images and each term are less than they are given, (1 + M, K, C).
+    """
+    dtype, shape = images.dtype, images.shape
+    _check("images", images, shape, dtype)
+    sums = torch.empty(1 + len(terms), shape[0], shape[2], dtype=SUMS)
     _call(
-        "dots", images.dtype, _shape(images, images), _images(images), ctypes.c_int64(len(terms)),
-        (_Images * len(terms))(*map(_view, terms)), sums,
+        "dots", dtype, _shape(images, images), _images(images), ctypes.c_int64(len(terms)),
+        _all_images(terms, shape, dtype), _array(shifts, (1 + len(terms), shape[0], shape[2]), dtype), sums,
     )  # fmt: skip
     return sums
+
+
+def moments(images: Tensor, *, shift: Tensor | None = None, about: Tensor | None = None) -> Tensor:
+    """Return the mean over pixels of images (K, N, C, H, W), the sum of squared deviations, and `shift`: (3, K, C).
+
+    Args:
+        images: (K, N, C, H, W).
+        shift: (K, C), what the images had more before something was taken from them; 0 if None.
+        about: (K, C), constants near the means, so that no precision is lost; 0 if None.
+    """
+    shifts = None if about is None else torch.stack([about, about])
+    return _moments(dots(images, [images], shifts), images, shift=shift, about=about)
+
+
+def _moments(sums: Tensor, images: Tensor, *, shift: Tensor | None = None, about: Tensor | None = None) -> Tensor:
+    """Return `moments`, given the sums of images less `about` and of their squares."""
+    total, squares = sums
+    mean = total / (images.numel() // sums[0].numel())
+    squares = (squares - total * mean).clamp_(min=0)
+    mean = mean if about is None else mean + about
+    return torch.stack([mean, squares, torch.zeros_like(mean) if shift is None else shift.to(SUMS)])
 
 
 def empty(shape: Sequence[int], *, like: Tensor) -> Tensor:
     """Return uninitialised images (K, N, C, H, W), in the layout in which kernels return theirs."""
     edges, count, channels, height, width = shape
     return like.new_empty(edges, count, height, width, channels).permute(0, 1, 4, 2, 3)
+
+
+def _check(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Raise a ValueError unless a tensor is of this shape, with no dimension of 0, and of this dtype, in memory."""
+    if (
+        tensor.shape != torch.Size(shape)
+        or tensor.dtype != dtype
+        or dtype not in _SUFFIXES
+        or not tensor.is_cpu
+        or 0 in tensor.shape
+    ):
+        raise ValueError(
+            f"{name} must be {tuple(shape)}, without 0, {dtype} (float32 or float64) on a CPU, "
+            f"got {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
+        )
+
+
+def _check_geometry(x: Tensor, geometry: Geometry) -> tuple[int, int]:
+    """Return height and width of the output; raise a ValueError unless they are 1 or more and x fits."""
+    _check("x", x, x.shape, x.dtype)
+    if x.dim() != 5:
+        raise ValueError(f"x must be (K, N, C, H, W), got {tuple(x.shape)}")
+    kernel, stride, padding, dilation = geometry
+    height, width = x.shape[3:]
+    size = geometry.size(height, width) if min(kernel, stride, dilation) >= 1 and padding >= 0 else (0, 0)
+    if min(size) < 1 or max(height, width) + 2 * padding + dilation * kernel + stride > LONGEST_SIDE:
+        raise ValueError(f"{geometry} must fit images of {height}x{width} pixels")
+    return size
+
+
+def _check_convolution(
+    x: Tensor,
+    rescale: Tensor | None,
+    depthwise: Sequence[Tensor] | None,
+    pointwise: Sequence[Tensor],
+    geometry: Geometry,
+) -> tuple[int, int, int]:
+    """Return channels of x, and height and width of z; raise a ValueError unless all fit together."""
+    size = _check_geometry(x, geometry)
+    edges, channels = len(pointwise), x.shape[2]
+    if len(x) != edges and (len(x) != 1 or rescale is not None):
+        raise ValueError(f"x must be of {edges} edges, or of 1 without rescale, got {len(x)}")
+    if depthwise is None and geometry != Geometry():
+        raise ValueError(f"geometry without depthwise weights must be {Geometry()}, got {geometry}")
+    if depthwise is not None:
+        _check_weights("depthwise", depthwise, edges, (channels, 1, geometry.kernel, geometry.kernel), x.dtype)
+    _check_weights("pointwise", pointwise, edges, (len(pointwise[0]), channels, 1, 1), x.dtype)
+    return channels, *size
+
+
+def _check_weights(
+    name: str, weights: Sequence[Tensor], edges: int, shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    """Raise a ValueError unless there is a dense weight of this shape for each edge."""
+    if len(weights) != edges:
+        raise ValueError(f"{name} must be {edges} weights, got {len(weights)}")
+    for weight in weights:
+        _check(name, weight, shape, dtype)
+        if not dense(weight):
+            raise ValueError(f"{name} must be dense, got strides {weight.stride()}")
+
+
+def dense(weight: Tensor) -> bool:
+    """Return whether a weight (C_out, C_in, height, width) lies in memory as the kernels read it.
+
+    One of C_in and height * width is 1, so that both of torch's memory formats are the same bytes.
+    """
+    return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def _check_pool(x: Tensor, geometry: Geometry) -> None:
+    _check_geometry(x, geometry)
+    if len(x) != 1 or geometry.dilation != 1 or 2 * geometry.padding > geometry.kernel:
+        raise ValueError(
+            f"a pool must have images (1, N, C, H, W), dilation 1 and a padding of at most half its kernel, "
+            f"got {tuple(x.shape)}, {geometry}"
+        )
 
 
 class _Shape(ctypes.Structure):
@@ -216,31 +362,45 @@ def _shape(x: Tensor, out: Tensor, geometry: Sequence[int] = (1, 1, 0, 1)) -> An
 
 
 def _view(images: Tensor) -> _Images:
-    """Return the address and the steps of (K, N, C, H, W)."""
+    """Return the address and the strides of (K, N, C, H, W)."""
     edge, image, channel, line, pixel = images.stride()
-    assert channel == 1 or images.shape[2] == 1, "channels are innermost"
+    if channel != 1 and images.shape[2] > 1:
+        raise ValueError(f"channels must be innermost, got strides {images.stride()} of {tuple(images.shape)}")
     return _Images(images.data_ptr(), edge if len(images) > 1 else 0, image, line, pixel)
 
 
-def _images(images: Tensor | None) -> Any:
-    return ctypes.byref(_Images() if images is None else _view(images))
+def _images(images: Tensor) -> Any:
+    return ctypes.byref(_view(images))
 
 
-def _weights(weights: Sequence[Tensor] | None, edges: int) -> Any:
-    """Return the addresses of one weight (C_out, C_in, height, width) an edge, where one of C_in and height is 1.
-
-    Then both of torch's memory formats are the same bytes.
-    """
-    if weights is None:
-        return (ctypes.c_void_p * edges)()
-    assert all(
-        weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last) for weight in weights
-    ), "weights are dense"
-    return (ctypes.c_void_p * edges)(*(weight.data_ptr() for weight in weights))
+def _written(images: Tensor | None) -> Any:
+    """Return images that a kernel writes: no two pixels may be one."""
+    if images is None:
+        return ctypes.byref(_Images())
+    if any(stride == 0 and size > 1 for stride, size in zip(images.stride(), images.shape, strict=True)):
+        raise ValueError(f"images to write must not be expanded, got strides {images.stride()}")
+    return _images(images)
 
 
-def _array(values: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if values is None else values.to(like.dtype).contiguous()
+def _all_images(terms: Sequence[Tensor], shape: torch.Size, dtype: torch.dtype) -> Any:
+    """Return terms of this shape, or of one edge."""
+    for term in terms:
+        _check("a term", term, (1, *shape[1:]) if len(term) == 1 else shape, dtype)
+    return (_Images * len(terms))(*map(_view, terms))
+
+
+def _addresses(weights: Sequence[Tensor] | None, edges: int) -> Any:
+    """Return the addresses of the weights, null for None."""
+    return (ctypes.c_void_p * edges)(*(weight.data_ptr() for weight in weights or ()))
+
+
+def _array(values: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+    """Return values of this shape as a contiguous array of this dtype."""
+    if values is None:
+        return None
+    values = values.to(dtype).contiguous()
+    _check("constants", values, shape, dtype)
+    return values
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
@@ -253,4 +413,5 @@ def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
         else argument
         for argument in arguments
     ]
-    getattr(loaded, f"{name}_{'float32' if dtype == torch.float32 else 'float64'}")(*values, torch.get_num_threads())
+    if getattr(loaded, f"{name}_{_SUFFIXES[dtype]}")(*values, torch.get_num_threads()):
+        raise MemoryError(f"no memory for the scratch images of kernel {name}")

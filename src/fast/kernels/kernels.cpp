@@ -3,14 +3,23 @@
 // Images are channels_last. A thread takes a whole image and goes through it row by row, so that what lies between the
 // input that is read and the output that is written (the rectified image, the depthwise output, its gradient) stays in
 // the core's caches. Scratch images have their channels padded to a whole number of vectors and a border of zeros, so
-// that the inner loops know neither edges nor remainders. Sums over pixels are kept for each image and added up in
-// double: results do not depend on the number of threads.
+// that the inner loops know neither edges nor remainders. Sums over the pixels of a row (in `dots`, over 32 pixels) have the
+// type of the images, sums of rows and of images are double. Each image has its own sums, which are added in the order of
+// the images: results do not depend on the number of threads.
+//
+// __init__.py checks all shapes and strides: nothing is checked here but memory. A function whose scratch memory cannot be
+// allocated returns 1.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <initializer_list>
 #include <limits>
+#include <new>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -89,14 +98,36 @@ inline void for_vectors(Int channels, F f) {
 template <typename T>
 struct Buffer {  // zeros
     T* data;
-    explicit Buffer(Int count) {
+    Buffer(Int count, const std::nothrow_t&) {  // null where there is no memory
         const std::size_t bytes = (count * sizeof(T) + 127) / 64 * 64;
         data = static_cast<T*>(std::aligned_alloc(64, bytes));
-        std::memset(data, 0, bytes);
+        if (data) std::memset(data, 0, bytes);
+    }
+    explicit Buffer(Int count) : Buffer(count, std::nothrow) {
+        if (!data) throw std::bad_alloc();
     }
     Buffer(Buffer&& other) noexcept : data(other.data) { other.data = nullptr; }
     Buffer(const Buffer&) = delete;
     ~Buffer() { std::free(data); }
+};
+
+// Whether a thread of a parallel region got no memory. An exception must not leave the region, and all of its threads must
+// reach its loop: they then loop over no images, and `check` throws behind the region.
+class Failure {
+    bool failed = false;
+
+  public:
+    Int batch_if_all(std::initializer_list<const void*> buffers, Int batch) {
+        if (std::find(buffers.begin(), buffers.end(), nullptr) != buffers.end()) {
+#pragma omp atomic write
+            failed = true;
+        }
+#pragma omp barrier
+        return failed ? 0 : batch;
+    }
+    void check() const {
+        if (failed) throw std::bad_alloc();
+    }
 };
 
 struct Geometry {
@@ -437,7 +468,18 @@ struct Rectified {
     TapsWithin taps_within(Int i, const Geometry& g) const { return {taps, i * g.stride - border, g.dilation, g.height}; }
 
     void fill(T* y, const Images<const T>& x, const T* rescale, Int k, Int n, const Geometry& g) const {
-        for (Int i = 0; i < g.height; ++i) {
+        fill_rows(y, x, rescale, k, n, g, 0, g.height);
+    }
+
+    // Fills in the rows that output row i sees.
+    void fill_seen(T* y, const Images<const T>& x, const T* rescale, Int k, Int n, Int i, const Geometry& g) const {
+        const Int top = i * g.stride - border, bottom = top + g.dilation * (g.kernel - 1) + 1;
+        fill_rows(y, x, rescale, k, n, g, std::max<Int>(top, 0), std::min(bottom, g.height));
+    }
+
+    void fill_rows(
+        T* y, const Images<const T>& x, const T* rescale, Int k, Int n, const Geometry& g, Int first, Int last) const {
+        for (Int i = first; i < last; ++i) {
             const T* from = x.row(k, n, i);
             T* to = y + inside(i);
             for_vectors<T>(g.channels, [&](Int c, auto v) {
@@ -481,40 +523,70 @@ struct Weights {
     const T* of(Int k) const { return depthwise.data + k * taps * padded; }
 };
 
-// sums (2, edges, out_channels): over pixels, of z and of its square.
+// The mean of `count` pixels of some channels, or 0 where it is not finite: a shift that is near to all pixels.
+template <typename T>
+inline Vector<T> finite_mean(Vector<T> sum, Int count) {
+    Vector<T> mean = sum / T(count);
+    for (Int i = 0; i < lanes<T>; ++i)
+        if (!std::isfinite(mean[i])) mean[i] = 0;
+    return mean;
+}
+
+// Writes z less `shift` (edges, out_channels), and to sums (2, edges, out_channels) those of that and of its square over
+// pixels. A BatchNorm follows, which no shift changes; but a variance is a difference of such sums, and means nothing where
+// a large mean is in both. The shift is the mean over the middle row of the first image.
 template <typename T>
 void convolve(
     const Geometry& g, Images<const T> x, const T* rescale, const T* const* depthwise, const T* const* pointwise, Images<T> z,
-    double* sums, int threads) {
+    double* sums, T* shift, int threads) {
     const Rectified<T> rectified(g);
     const Weights<T> weights(g, rectified.padded, depthwise, pointwise);
     const Int padded = rectified.padded, out_padded = weights.out_padded;
     const Partial<double> partial(g.batch, 2 * g.edges * g.out_channels);
-#pragma omp parallel num_threads(threads)
+    const auto compute_row = [&](T* row, T* d, const T* y, Int k, Int i) {
+        const T* seen = y + rectified.seen(i, g);
+        if (depthwise[0])
+            taps_of_row<T, false>(
+                d, padded, seen, g.stride * padded, rectified.taps_within(i, g), weights.of(k), g.out_width, padded);
+        product(
+            row, out_padded, depthwise[0] ? d : seen, padded, weights.forward.data + k * padded * out_padded, g.channels,
+            g.out_width);
+    };
     {
         Buffer<T> y(rectified.size()), d(g.out_width * padded), row(g.out_width * out_padded);
-        Buffer<double> totals(2 * out_padded);
+        const Int middle = g.out_height / 2;
+        for (Int k = 0; k < g.edges; ++k) {
+            if (k == 0 || x.edge) rectified.fill_seen(y.data, x, rescale, k, 0, middle, g);
+            compute_row(row.data, d.data, y.data, k, middle);
+            for_vectors<T>(g.out_channels, [&](Int c, auto v) {
+                Vector<T> sum{};
+                for (Int p = 0; p < g.out_width; ++p) sum += at(row.data + p * out_padded + c);
+                v.store(shift + k * g.out_channels + c, finite_mean<T>(sum, g.out_width));
+            });
+        }
+    }
+    Failure failure;
+#pragma omp parallel num_threads(threads)
+    {
+        Buffer<T> y(rectified.size(), std::nothrow), d(g.out_width * padded, std::nothrow);
+        Buffer<T> row(g.out_width * out_padded, std::nothrow);
+        Buffer<double> totals(2 * out_padded, std::nothrow);
+        const Int batch = failure.batch_if_all({y.data, d.data, row.data, totals.data}, g.batch);
 #pragma omp for schedule(dynamic)
-        for (Int n = 0; n < g.batch; ++n)
+        for (Int n = 0; n < batch; ++n)
             for (Int k = 0; k < g.edges; ++k) {
                 if (k == 0 || x.edge) rectified.fill(y.data, x, rescale, k, n, g);
                 std::fill_n(totals.data, 2 * out_padded, 0.0);
                 for (Int i = 0; i < g.out_height; ++i) {
-                    const T* seen = y.data + rectified.seen(i, g);
-                    if (depthwise[0])
-                        taps_of_row<T, false>(
-                            d.data, padded, seen, g.stride * padded, rectified.taps_within(i, g), weights.of(k),
-                            g.out_width, padded);
-                    product(
-                        row.data, out_padded, depthwise[0] ? d.data : seen, padded,
-                        weights.forward.data + k * padded * out_padded, g.channels, g.out_width);
+                    compute_row(row.data, d.data, y.data, k, i);
                     T* to = z.row(k, n, i);
                     for_vectors<T>(g.out_channels, [&](Int c, auto v) {
+                        const Vector<T> less = v.load(shift + k * g.out_channels + c);
                         InTurn<T> sum, square;
                         for_blocks<4>(g.out_width, [&](Int p, auto size) {
 #pragma GCC unroll 4
                             for (int q = 0; q < decltype(size)::value; ++q) {
-                                const Vector<T> value = at(row.data + (p + q) * out_padded + c);
+                                const Vector<T> value = at(row.data + (p + q) * out_padded + c) - less;
                                 sum[q] += value;
                                 square[q] += value * value;
                                 v.store(to + (p + q) * z.pixel + c, value);
@@ -528,6 +600,7 @@ void convolve(
                     n, totals.data, 2, out_padded, g.out_channels, k * g.out_channels, g.edges * g.out_channels);
             }
     }
+    failure.check();
     partial.add_up(g.batch, sums, threads);
 }
 
@@ -596,14 +669,20 @@ void convolve_backward(
     const Int edge_weights = (taps + g.out_channels) * g.channels;
     const Partial<double> partial(g.batch, sums ? 2 * g.edges * g.channels : 0);
     const Partial<T> partial_grads(g.batch, weight_grads ? g.edges * edge_weights : 0);
+    Failure failure;
 #pragma omp parallel num_threads(threads)
     {
-        Buffer<T> y(rectified.size()), d(band * g.out_width * padded), z_grad(band * g.out_width * out_padded);
-        Buffer<T> d_grad(transposed.rows * transposed.columns * padded), y_grad(g.height * g.width * padded);
-        Buffer<T> tap_grads(taps * padded), matrix_grad(out_padded * padded);
-        Buffer<double> totals(2 * padded);
+        Buffer<T> y(rectified.size(), std::nothrow), d(band * g.out_width * padded, std::nothrow);
+        Buffer<T> z_grad(band * g.out_width * out_padded, std::nothrow);
+        Buffer<T> d_grad(transposed.rows * transposed.columns * padded, std::nothrow);
+        Buffer<T> y_grad(g.height * g.width * padded, std::nothrow);
+        Buffer<T> tap_grads(taps * padded, std::nothrow), matrix_grad(out_padded * padded, std::nothrow);
+        Buffer<double> totals(2 * padded, std::nothrow);
+        const Int batch = failure.batch_if_all(
+            {y.data, d.data, z_grad.data, d_grad.data, y_grad.data, tap_grads.data, matrix_grad.data, totals.data},
+            g.batch);
 #pragma omp for schedule(dynamic)
-        for (Int n = 0; n < g.batch; ++n)
+        for (Int n = 0; n < batch; ++n)
             for (Int k = 0; k < g.edges; ++k) {
                 if (weight_grads) {
                     if (k == 0 || x.edge) rectified.fill(y.data, x, rescale, k, n, g);
@@ -697,6 +776,7 @@ void convolve_backward(
                     partial.set(n, totals.data, 2, padded, g.channels, k * g.channels, g.edges * g.channels);
             }
     }
+    failure.check();
     if (sums) partial.add_up(g.batch, sums, threads);
     if (weight_grads) partial_grads.add_up(g.batch, weight_grads, threads);
 }
@@ -750,35 +830,52 @@ inline Int pixels_within(const Geometry& g, Int i, Int j) {
            (std::min(left + g.kernel, g.width) - std::max<Int>(left, 0));
 }
 
+// Writes what is pooled; where `shift` (channels) is asked for, less that, for a BatchNorm as in `convolve`.
 template <typename T>
-void pool(const Geometry& g, bool largest, Images<const T> x, Images<T> y, int threads) {
+void pool(const Geometry& g, bool largest, Images<const T> x, Images<T> y, T* shift, int threads) {
     const Window<T> window(g);
     const Vector<T> lowest = Vector<T>{} - std::numeric_limits<T>::infinity();
-#pragma omp parallel num_threads(threads)
-    {
+    const auto pooled = [&](const T* image, Int i, Int j, Int c) {
+        const T* seen = image + window.seen(i, j, g) + c;
+        Vector<T> result = largest ? lowest : Vector<T>{};
+        if (largest)
+            for_taps(window, g.kernel, [&](Int, Int place) {
+                const Vector<T> value = at(seen + place);
+                result = exceeds<T>(value, result) ? value : result;
+            });
+        else
+            for_taps(window, g.kernel, [&](Int, Int place) { result += at(seen + place); });
+        return largest ? result : result / T(pixels_within(g, i, j));
+    };
+    if (shift) {
         Buffer<T> image(window.size());
         if (largest) std::fill_n(image.data, window.size(), lowest[0]);
+        window.fill(image.data, x, 0, g);
+        for_vectors<T>(g.channels, [&](Int c, auto v) {
+            Vector<T> sum{};
+            for (Int j = 0; j < g.out_width; ++j) sum += pooled(image.data, g.out_height / 2, j, c);
+            v.store(shift + c, finite_mean<T>(sum, g.out_width));
+        });
+    }
+    Failure failure;
+#pragma omp parallel num_threads(threads)
+    {
+        Buffer<T> image(window.size(), std::nothrow);
+        const Int batch = failure.batch_if_all({image.data}, g.batch);
+        if (largest && batch) std::fill_n(image.data, window.size(), lowest[0]);
 #pragma omp for schedule(dynamic)
-        for (Int n = 0; n < g.batch; ++n) {
+        for (Int n = 0; n < batch; ++n) {
             window.fill(image.data, x, n, g);
             for (Int i = 0; i < g.out_height; ++i)
                 for_vectors<T>(g.channels, [&](Int c, auto v) {
+                    const Vector<T> less = shift ? v.load(shift + c) : Vector<T>{};
                     T* to = y.row(0, n, i) + c;
-                    for (Int j = 0; j < g.out_width; ++j) {
-                        const T* seen = image.data + window.seen(i, j, g) + c;
-                        Vector<T> result = largest ? lowest : Vector<T>{};
-                        if (largest)
-                            for_taps(window, g.kernel, [&](Int, Int place) {
-                                const Vector<T> value = at(seen + place);
-                                result = exceeds<T>(value, result) ? value : result;
-                            });
-                        else
-                            for_taps(window, g.kernel, [&](Int, Int place) { result += at(seen + place); });
-                        v.store(to + j * y.pixel, largest ? result : result / T(pixels_within(g, i, j)));
-                    }
+                    for (Int j = 0; j < g.out_width; ++j)
+                        v.store(to + j * y.pixel, pooled(image.data, i, j, c) - less);
                 });
         }
     }
+    failure.check();
 }
 
 // Writes the gradient of the pool to x_grad, or adds it; that of a maximum goes to the first pixel that has it.
@@ -787,12 +884,14 @@ void pool_backward(
     const Geometry& g, bool largest, Images<const T> grad, Images<const T> x, Images<T> x_grad, bool add,
     int threads) {
     const Window<T> window(g);
+    Failure failure;
 #pragma omp parallel num_threads(threads)
     {
-        Buffer<T> image(window.size()), sums(window.size());
-        if (largest) std::fill_n(image.data, window.size(), -std::numeric_limits<T>::infinity());
+        Buffer<T> image(window.size(), std::nothrow), sums(window.size(), std::nothrow);
+        const Int batch = failure.batch_if_all({image.data, sums.data}, g.batch);
+        if (largest && batch) std::fill_n(image.data, window.size(), -std::numeric_limits<T>::infinity());
 #pragma omp for schedule(dynamic)
-        for (Int n = 0; n < g.batch; ++n) {
+        for (Int n = 0; n < batch; ++n) {
             if (largest) window.fill(image.data, x, n, g);
             std::fill_n(sums.data, window.size(), T(0));
             for (Int i = 0; i < g.out_height; ++i)
@@ -830,6 +929,7 @@ void pool_backward(
                 });
         }
     }
+    failure.check();
 }
 
 // Sums of images, and sums over them
@@ -858,11 +958,14 @@ void combine(
     const Geometry& g, bool add, Images<T> out, Int count, const Images<const T>* terms, const T* coefficients,
     const T* constant, int threads) {
     const Lines<T> lines(g, out, count, terms);
+    Failure failure;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<const T*> from(count);
+        Buffer<const T*> from_rows(count, std::nothrow);
+        const T** from = from_rows.data;
+        const Int batch = failure.batch_if_all({from}, g.batch);
 #pragma omp for schedule(dynamic) collapse(2)
-        for (Int n = 0; n < g.batch; ++n)
+        for (Int n = 0; n < batch; ++n)
             for (Int k = 0; k < g.edges; ++k)
                 for (Int i = 0; i < lines.count; ++i) {
                     T* to = out.row(k, n, i);
@@ -891,20 +994,25 @@ void combine(
                         });
                 }
     }
+    failure.check();
 }
 
-// sums (1 + terms, edges, channels): over pixels, of `images` and of its product with each term.
+// sums (1 + terms, edges, channels): over pixels, of `images` and of its product with each term; of both less `shifts` (1 +
+// terms, edges, channels), unless that is null.
 template <typename T>
 void dots(
-    const Geometry& g, Images<const T> images, Int count, const Images<const T>* terms, double* sums, int threads) {
+    const Geometry& g, Images<const T> images, Int count, const Images<const T>* terms, const T* shifts, double* sums,
+    int threads) {
     const Partial<double> partial(g.batch, (1 + count) * g.edges * g.channels);
     const Int padded = padded_to_vectors<T>(g.channels);
     const Lines<T> lines(g, images, count, terms);
+    Failure failure;
 #pragma omp parallel num_threads(threads)
     {
-        Buffer<double> totals((1 + count) * padded);
+        Buffer<double> totals((1 + count) * padded, std::nothrow);
+        const Int batch = failure.batch_if_all({totals.data}, g.batch);
 #pragma omp for schedule(dynamic) collapse(2)
-        for (Int n = 0; n < g.batch; ++n)
+        for (Int n = 0; n < batch; ++n)
             for (Int k = 0; k < g.edges; ++k) {
                 std::fill_n(totals.data, (1 + count) * padded, 0.0);
                 for (Int i = 0; i < lines.count; ++i)
@@ -912,21 +1020,27 @@ void dots(
                         for_vectors<T>(g.channels, [&](Int c, auto v) {
                             const Int pixels = std::min<Int>(32, lines.width - start);
                             const T* row = images.row(k, n, i) + start * images.pixel + c;
+                            const auto shift = [&](Int t) {
+                                return shifts ? v.load(shifts + (t * g.edges + k) * g.channels + c) : Vector<T>{};
+                            };
+                            const Vector<T> less = shift(0);
                             InTurn<T> sum;
                             for_blocks<4>(pixels, [&](Int p, auto size) {
 #pragma GCC unroll 4
                                 for (int q = 0; q < decltype(size)::value; ++q)
-                                    sum[q] += v.load(row + (p + q) * images.pixel);
+                                    sum[q] += v.load(row + (p + q) * images.pixel) - less;
                             });
                             add_to<T>(totals.data + c, sum.total());
                             for (Int t = 0; t < count; ++t) {
                                 const Int step = terms[t].pixel;
                                 const T* other = terms[t].row(k, n, i) + start * step + c;
+                                const Vector<T> other_less = shift(1 + t);
                                 InTurn<T> product;
                                 for_blocks<4>(pixels, [&](Int p, auto size) {
 #pragma GCC unroll 4
                                     for (int q = 0; q < decltype(size)::value; ++q)
-                                        product[q] += v.load(row + (p + q) * images.pixel) * v.load(other + (p + q) * step);
+                                        product[q] += (v.load(row + (p + q) * images.pixel) - less) *
+                                                      (v.load(other + (p + q) * step) - other_less);
                                 });
                                 add_to<T>(totals.data + (1 + t) * padded + c, product.total());
                             }
@@ -934,42 +1048,56 @@ void dots(
                 partial.set(n, totals.data, 1 + count, padded, g.channels, k * g.channels, g.edges * g.channels);
             }
     }
+    failure.check();
     partial.add_up(g.batch, sums, threads);
+}
+
+// Returns whether f failed for want of memory.
+template <typename F>
+int failed(F f) {
+    try {
+        f();
+        return 0;
+    } catch (const std::exception&) {  // std::bad_alloc, or std::length_error of a vector
+        return 1;
+    }
 }
 
 }  // namespace
 
-#define KERNELS(T, suffix)                                                                                              \
-    extern "C" void convolve_##suffix(                                                                                  \
-        const Geometry* g, const Images<const T>* x, const T* rescale, const T* const* depthwise,                       \
-        const T* const* pointwise, const Images<T>* z, double* sums, int threads) {                                     \
-        convolve<T>(*g, *x, rescale, depthwise, pointwise, *z, sums, threads);                                          \
-    }                                                                                                                   \
-    extern "C" void convolve_backward_##suffix(                                                                         \
-        const Geometry* g, const Images<const T>* grad, const Images<const T>* z, const T* mix,                         \
-        const Images<const T>* x, const T* rescale, const T* const* depthwise, const T* const* pointwise,               \
-        const Images<T>* x_grad, int add, double* sums, T* weight_grads, int threads) {                                 \
-        convolve_backward<T>(                                                                                           \
-            *g, *grad, *z, mix, *x, rescale, depthwise, pointwise, *x_grad, add, sums, weight_grads, threads);          \
-    }                                                                                                                   \
-    extern "C" void pool_##suffix(                                                                                      \
-        const Geometry* g, int largest, const Images<const T>* x, const Images<T>* y, int threads) {                    \
-        pool<T>(*g, largest, *x, *y, threads);                                                                          \
-    }                                                                                                                   \
-    extern "C" void pool_backward_##suffix(                                                                             \
-        const Geometry* g, int largest, const Images<const T>* grad, const Images<const T>* x,                          \
-        const Images<T>* x_grad, int add, int threads) {                                                                \
-        pool_backward<T>(*g, largest, *grad, *x, *x_grad, add, threads);                                                \
-    }                                                                                                                   \
-    extern "C" void combine_##suffix(                                                                                   \
-        const Geometry* g, int add, const Images<T>* out, Int count, const Images<const T>* terms,                      \
-        const T* coefficients, const T* constant, int threads) {                                                        \
-        combine<T>(*g, add, *out, count, terms, coefficients, constant, threads);                                       \
-    }                                                                                                                   \
-    extern "C" void dots_##suffix(                                                                                      \
-        const Geometry* g, const Images<const T>* images, Int count, const Images<const T>* terms, double* sums,        \
-        int threads) {                                                                                                  \
-        dots<T>(*g, *images, count, terms, sums, threads);                                                              \
+#define KERNELS(T, suffix)                                                                                             \
+    extern "C" int convolve_##suffix(                                                                                  \
+        const Geometry* g, const Images<const T>* x, const T* rescale, const T* const* depthwise,                      \
+        const T* const* pointwise, const Images<T>* z, double* sums, T* shift, int threads) {                          \
+        return failed([&] { convolve<T>(*g, *x, rescale, depthwise, pointwise, *z, sums, shift, threads); });          \
+    }                                                                                                                  \
+    extern "C" int convolve_backward_##suffix(                                                                         \
+        const Geometry* g, const Images<const T>* grad, const Images<const T>* z, const T* mix,                        \
+        const Images<const T>* x, const T* rescale, const T* const* depthwise, const T* const* pointwise,              \
+        const Images<T>* x_grad, int add, double* sums, T* weight_grads, int threads) {                                \
+        return failed([&] {                                                                                            \
+            convolve_backward<T>(                                                                                      \
+                *g, *grad, *z, mix, *x, rescale, depthwise, pointwise, *x_grad, add, sums, weight_grads, threads);     \
+        });                                                                                                            \
+    }                                                                                                                  \
+    extern "C" int pool_##suffix(                                                                                      \
+        const Geometry* g, int largest, const Images<const T>* x, const Images<T>* y, T* shift, int threads) {         \
+        return failed([&] { pool<T>(*g, largest, *x, *y, shift, threads); });                                          \
+    }                                                                                                                  \
+    extern "C" int pool_backward_##suffix(                                                                             \
+        const Geometry* g, int largest, const Images<const T>* grad, const Images<const T>* x,                         \
+        const Images<T>* x_grad, int add, int threads) {                                                               \
+        return failed([&] { pool_backward<T>(*g, largest, *grad, *x, *x_grad, add, threads); });                       \
+    }                                                                                                                  \
+    extern "C" int combine_##suffix(                                                                                   \
+        const Geometry* g, int add, const Images<T>* out, Int count, const Images<const T>* terms,                     \
+        const T* coefficients, const T* constant, int threads) {                                                       \
+        return failed([&] { combine<T>(*g, add, *out, count, terms, coefficients, constant, threads); });              \
+    }                                                                                                                  \
+    extern "C" int dots_##suffix(                                                                                      \
+        const Geometry* g, const Images<const T>* images, Int count, const Images<const T>* terms, const T* shifts,    \
+        double* sums, int threads) {                                                                                   \
+        return failed([&] { dots<T>(*g, *images, count, terms, shifts, sums, threads); });                             \
     }
 
 KERNELS(float, float32)

@@ -415,7 +415,7 @@ class Called(Branch):
         with torch.inference_mode(mode=False), torch.set_grad_enabled(self.keeps_graph):
             # A copy, since x shares memory with nodes that are still being added up.
             self.leaf = x[0].detach().requires_grad_() if self.keeps_graph else x[0]
-            given = self.leaf.clone()
+            given = self.leaf.clone(memory_format=torch.channels_last)
             version = given._version
             try:
                 self.outputs = [operation(given) for operation in self.operations]
@@ -434,7 +434,12 @@ class Called(Branch):
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
         """Return the gradients of `parameters`, and write that of the state."""
         factors = incoming.mix[0].to(incoming.grads.dtype)[:, None, :, None, None]
-        output_grads = (incoming.grads * factors).unbind()
+        # In the layout of the outputs: the backward pass of torch's BatchNorm (2.14, CPU) gives wrong numbers for gradients
+        # whose batch stride, where the batch is 1, is another.
+        output_grads = [
+            torch.empty_like(output).copy_(grad * factor)
+            for output, grad, factor in zip(self.outputs, incoming.grads, factors, strict=True)
+        ]
         differentiable = [index for index, output in enumerate(self.outputs) if output.requires_grad]
         leaves = [self.leaf, *(self.parameters if incoming.needs_weights else ())]
         x_grad, *parameter_grads = [None] * len(leaves)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +64,7 @@ CASES = [
     *((Geometry(3, 1, 1), 2, c, c, 6, 11, own) for c in (1, 3, 5, 8, 12, 17) for own in (False, True)),
     *((Geometry(5, 1, 4, 2), k, 3, 6, 3, 2, own) for k in (1, 3) for own in (False, True)),
     (None, 1, 7, 3, 5, 4, False),
-    (None, 2, 3, 9, 5, 4, True),
+    *((None, k, 3, 9, 5, 4, own) for k in (2, 3) for own in (False, True)),
 ]
 
 
@@ -268,6 +274,156 @@ def test_products_of_terms_whose_mean_is_large() -> None:
     close(sums[1], (grads.double() * (term - shifts[1, :1, None, :, None, None][0]).double()).sum((1, 3, 4)), 1e-6)
 
 
+ARGUMENTS = case(0)
+Z = images(2, 3, 4, 9, 8)
+REFUSED: dict[str, Callable[[], Any]] = {
+    "x of other edges": lambda: kernels.convolve(**{**CONVOLVE, "x": images(3, 3, 4, 9, 8)}),
+    "x of other channels": lambda: kernels.convolve(**{**CONVOLVE, "x": images(1, 3, 5, 9, 8)}),
+    "x without pixels": lambda: kernels.convolve(**{**CONVOLVE, "x": images(1, 3, 4, 0, 8)}),
+    "x without images": lambda: kernels.convolve(**{**CONVOLVE, "x": images(1, 0, 4, 9, 8)}),
+    "x of another layout": lambda: kernels.convolve(**{**CONVOLVE, "x": random(1, 3, 4, 9, 8)}),
+    "x of four dimensions": lambda: kernels.convolve(**{**CONVOLVE, "x": random(3, 4, 9, 8)}),
+    "x of integers": lambda: kernels.convolve(**{**CONVOLVE, "x": images(1, 3, 4, 9, 8).long()}),
+    "x on another device": lambda: kernels.convolve(**{**CONVOLVE, "x": images(1, 3, 4, 9, 8).to("meta")}),
+    "weights of another dtype": lambda: kernels.convolve(**{**CONVOLVE, "x": images(1, 3, 4, 9, 8).float()}),
+    "rescale where edges share x": lambda: kernels.convolve(**{**CONVOLVE, "rescale": random(2, 2, 4)}),
+    "rescale of other channels": lambda: kernels.convolve(
+        **{**CONVOLVE, "x": images(2, 3, 4, 9, 8), "rescale": random(2, 2, 5)}
+    ),
+    "fewer depthwise weights": lambda: kernels.convolve(**{**CONVOLVE, "depthwise": [random(4, 1, 3, 3)]}),
+    "smaller depthwise weights": lambda: kernels.convolve(**{**CONVOLVE, "depthwise": [random(4, 1, 2, 2)] * 2}),
+    "strided weights": lambda: kernels.convolve(**{**CONVOLVE, "depthwise": [random(4, 1, 3, 6)[..., ::2]] * 2}),
+    "a geometry without depthwise weights": lambda: kernels.convolve(**{**CONVOLVE, "depthwise": None}),
+    "pointwise weights of other channels": lambda: kernels.convolve(
+        **{**CONVOLVE, "pointwise": [random(4, 5, 1, 1)] * 2}
+    ),
+    "pointwise weights that differ": lambda: kernels.convolve(
+        **{**CONVOLVE, "pointwise": [random(4, 4, 1, 1), random(3, 4, 1, 1)]}
+    ),
+    "no stride": lambda: kernels.convolve(**{**CONVOLVE, "geometry": Geometry(3, 0, 1)}),
+    "a negative padding": lambda: kernels.convolve(**{**CONVOLVE, "geometry": Geometry(3, 1, -1)}),
+    "a kernel that does not fit": lambda: kernels.convolve(**{**CONVOLVE, "geometry": Geometry(3, 1, 0, 5)}),
+    "sizes beyond all memory": lambda: kernels.convolve(**{**CONVOLVE, "geometry": Geometry(3, 2**40, 2**40)}),
+    "out of another size": lambda: kernels.convolve(**CONVOLVE, out=images(2, 3, 4, 8, 8)),
+    "out that is expanded": lambda: kernels.convolve(**CONVOLVE, out=images(1, 3, 4, 9, 8).expand(2, 3, 4, 9, 8)),
+    "grad of another size": lambda: backward(grad=images(2, 3, 4, 8, 8)),
+    "z of another dtype": lambda: backward(z=Z.float()),
+    "mix of other edges": lambda: backward(mix=random(3, 1, 4)),
+    "into of another size": lambda: backward(into=images(1, 3, 4, 9, 7)),
+    "into of edges": lambda: backward(into=images(2, 3, 4, 9, 8)),
+    "no into where edges share x": lambda: backward(into=None),
+    "into where they do not": lambda: backward(x=images(2, 3, 4, 9, 8)),
+    "a pool of edges": lambda: kernels.pool(images(2, 3, 4, 9, 8), Geometry(3, 1, 1), largest=True),
+    "a pool of much padding": lambda: kernels.pool(images(1, 3, 4, 9, 8), Geometry(3, 1, 2), largest=True),
+    "a dilated pool": lambda: kernels.pool(images(1, 3, 4, 9, 8), Geometry(3, 1, 1, 2), largest=True),
+    "a pool that does not fit": lambda: kernels.pool(images(1, 3, 4, 2, 8), Geometry(3, 1, 0), largest=False),
+    "a pool's grad of another size": lambda: kernels.pool_backward(
+        images(1, 3, 4, 9, 8), images(1, 3, 4, 9, 8), Geometry(3, 2, 1), largest=True, into=images(1, 3, 4, 9, 8),
+        add=False,
+    ),
+    "a pool's into of another size": lambda: kernels.pool_backward(
+        images(1, 3, 4, 5, 4), images(1, 3, 4, 9, 8), Geometry(3, 2, 1), largest=True, into=images(1, 3, 4, 5, 4),
+        add=False,
+    ),
+    "a term of another size": lambda: combine(terms=[Z, images(2, 3, 4, 5, 4)]),
+    "a term that broadcasts": lambda: combine(terms=[Z, images(2, 3, 4, 1, 1)]),
+    "a term of other edges": lambda: combine(terms=[Z, images(3, 3, 4, 9, 8)]),
+    "a term of another dtype": lambda: combine(terms=[Z, Z.float()]),
+    "coefficients of fewer terms": lambda: combine(coefficients=random(1, 2, 4)),
+    "a constant of other channels": lambda: combine(constant=random(2, 3)),
+    "a sum that is expanded": lambda: combine(out=images(1, 3, 4, 9, 8).expand(2, 3, 4, 9, 8)),
+    "products of another size": lambda: kernels.dots(Z, [images(2, 3, 4, 9, 7)]),
+    "products of another dtype": lambda: kernels.dots(Z, [Z.float()]),
+    "products of other channels": lambda: kernels.dots(Z, [images(1, 3, 5, 9, 8)]),
+    "shifts of fewer terms": lambda: kernels.dots(Z, [Z], random(1, 2, 4)),
+}  # fmt: skip
+CONVOLVE = {"geometry" if name == "g" else name: value for name, value in ARGUMENTS.items()}
+
+
+def backward(**changes: Any) -> Any:
+    arguments = {**CONVOLVE, "grad": Z, "z": Z, "mix": random(3, 2, 4), "into": images(1, 3, 4, 9, 8), **changes}
+    return kernels.convolve_backward(**arguments, add=False, needs_images=True, needs_weights=True)
+
+
+def combine(**changes: Any) -> None:
+    arguments = {"out": Z.clone(), "terms": [Z, Z[:1]], "coefficients": random(2, 2, 4), "constant": random(2, 4)}
+    kernels.combine(**{**arguments, **changes}, add=False)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_together_is_refused_before_memory_is_read(name: str) -> None:
+    backward()
+    combine()
+    with pytest.raises(ValueError, match="must"):
+        REFUSED[name]()
+
+
+@needs_compiler
+def test_scratch_memory_that_cannot_be_had_is_an_error() -> None:
+    """In a thread, an exception would end the process."""
+    far = Geometry(3, 1, 3 * 10**6, 3 * 10**6)
+    with pytest.raises(MemoryError, match=r"kernel convolve$"):
+        kernels.convolve(**{**CONVOLVE, "geometry": far})
+    with pytest.raises(MemoryError, match="convolve_backward"):
+        backward(geometry=far)
+    x, pool = images(1, 3, 4, 9, 8), Geometry(8 * 10**6, 1, 4 * 10**6)
+    small = kernels.empty((1, 3, 4, 10, 9), like=x)
+    for centre in (False, True):
+        with pytest.raises(MemoryError, match="pool"):
+            kernels.pool(x, pool, largest=True, centre=centre)
+    with pytest.raises(MemoryError, match="pool_backward"):
+        kernels.pool_backward(small, x, pool, largest=True, into=x, add=False)
+
+
+SANITIZERS = "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+
+
+def libraries_of_sanitizers(compiler: str) -> list[str] | None:
+    """Return the libraries that have to be loaded first, or None where the compiler has none."""
+    found = []
+    for names in (("libasan.so", "libclang_rt.asan.so", "libclang_rt.asan-x86_64.so"), ("libstdc++.so.6",)):
+        for name in names:
+            command = [*compiler.split(), f"-print-file-name={name}"]
+            path = Path(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip())
+            if path.is_absolute() and path.exists():
+                found.append(str(path))
+                break
+        else:
+            return None
+    return found
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    """Run the tests of this folder with kernels that were built with AddressSanitizer and UBSan."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, build.COMPILERS))
+    libraries = libraries_of_sanitizers(compiler)
+    if libraries is None:
+        pytest.skip(f"{compiler} has no AddressSanitizer")
+    wrapper = tmp_path / "compiler"  # its flags come last, so that they win: -O3 would take a quarter of an hour
+    wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@" {SANITIZERS}\n')
+    wrapper.chmod(0o755)
+    here = Path(__file__).parent
+    environment = {**os.environ, "CXX": str(wrapper), "XDG_CACHE_HOME": str(tmp_path)}
+    run = functools.partial(subprocess.run, cwd=here.parents[1], capture_output=True, text=True, check=False)
+    built = run([sys.executable, "-c", "from src.fast.kernels import build; print(build.built())"], env=environment)
+    assert str(tmp_path) in built.stdout, built.stderr
+    environment |= {
+        "LD_PRELOAD": " ".join(libraries),
+        # A MemoryError is tested; what Python itself leaks is not looked at.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    tests = [str(here / name) for name in ("test_kernels.py", "test_fused.py", "test_operations.py")]
+    # The tests of building would compile, under the sanitizers, again.
+    options = ["-n", "0", "-x", "-p", "no:cacheprovider", "--capture=sys", "-rs", "-k", "not TestBuilding"]
+    done = run([sys.executable, "-m", "pytest", *options, *tests], env=environment)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert "SKIPPED" not in done.stdout
+
+
 @needs_compiler
 def test_the_number_of_threads_changes_no_bit() -> None:
     given = case(0, torch.float32)
@@ -294,6 +450,7 @@ class TestBuilding:
     def _own_cache(self, tmp_path, monkeypatch) -> Iterator[None]:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.delenv("CXXFLAGS", raising=False)
         build.library.cache_clear()
         yield
         build.library.cache_clear()
@@ -320,7 +477,7 @@ class TestBuilding:
         assert not kernels.fit(torch.ones(1))
         assert not kernels.fit(torch.ones(1))
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("space.impl=fused: no kernels, the plain form is used, several times slower: ")
+        assert line.startswith("no kernels for space.impl=fused, the plain form runs, several times slower: ")
         assert reason in line
 
     def test_a_cache_that_cannot_be_written(self, tmp_path, monkeypatch, capsys) -> None:

@@ -272,14 +272,23 @@ def set_mixing_weights(cell: Cell, *, with_edges: bool = False) -> dict[str, Ten
     return leaves
 
 
-def result_of(cell: Cell, size: tuple[int, int, int], *, mode: str = "grad", with_edges: bool = False) -> Result:
-    """Return the output, all gradients and all buffers of one pass, or the exception it ends in."""
+def result_of(
+    cell: Cell, size: tuple[int, int, int], *, mode: str = "grad", with_edges: bool = False, ratio: float = 0.0
+) -> Result:
+    """Return the output, all gradients and all buffers of one pass, or the exception it ends in.
+
+    The inputs have a mean of `ratio` and a deviation of 1, rounded to float32.
+    """
+    dtype = next(cell.parameters()).dtype
     leaves = set_mixing_weights(cell, with_edges=with_edges)
     generator = torch.Generator().manual_seed(2)
     count, height, width = size
     wide = cast_in(cell.preprocess0)
     inputs = {
-        name: torch.randn(count, channels, height, width, generator=generator, dtype=torch.float64).requires_grad_()
+        name: (torch.randn(count, channels, height, width, generator=generator) + ratio)
+        .to(dtype)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
         for name, channels in (("before_last", wide), ("last", wide + 1))
     }
     torch.manual_seed(3)
@@ -298,7 +307,7 @@ def result_of(cell: Cell, size: tuple[int, int, int], *, mode: str = "grad", wit
             output = cell(*inputs.values())
             asked = {name: tensor for name, tensor in (*cell.named_parameters(), *leaves.items(), *inputs.items())
                      if tensor.requires_grad}  # fmt: skip
-            cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+            cotangent = torch.randn(output.shape, generator=generator).to(dtype)
             grads = torch.autograd.grad(output, [*asked.values()], cotangent, allow_unused=True, materialize_grads=True)
             values = {"output": output.detach(), **dict(zip(asked, grads, strict=True))}
     except Exception as error:
@@ -668,6 +677,72 @@ def test_a_pass_over_many_sizes() -> None:
     own = {"own": largest(3, padding=0), "even": dilated(4), "scaled": Scaled}
     for size in ((2, 2, 2), (2, 3, 3), (2, 6, 6), (1, 1, 1)):
         check_cells(own, size=size, kind="reduce")
+
+
+# Large means
+
+
+def errors(cell: Cell, ratio: float, dtype: torch.dtype, size: tuple[int, int, int], exact: Result | None) -> Any:
+    """Return the result for inputs of this mean and a deviation of 1, or, given the exact one, its errors by group."""
+    cell = copy.deepcopy(cell).to(dtype)
+    result = result_of(cell, size, ratio=ratio)
+    if exact is None:
+        return result
+    assert isinstance(result, dict)
+    assert isinstance(exact, dict)
+    found: dict[str, float] = {}
+    for name, value in exact.items():
+        group = name.split(".", maxsplit=1)[0] if "weight" not in name else "weights"
+        error = float((result[name].double() - value).norm() / value.norm().clamp_min(1e-12))
+        if value.norm() > 1e-6 * max(other.norm() for key, other in exact.items() if key != "random"):
+            found[group] = max(found.get(group, 0.0), error)
+    return found
+
+
+PAPERS: dict[str, Make] = {
+    name: lambda c, s, make=operations.OPERATIONS[name]: make(c, s, True)
+    for name in ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+}
+
+
+@pytest.mark.parametrize("kind", ["normal", "reduce"])
+@pytest.mark.parametrize("ratio", [1.0, 100.0, 3000.0])
+def test_large_means_lose_no_more_digits_than_in_the_plain_cell(ratio: float, kind: str) -> None:
+    plain = make_cell(PAPERS, kind=kind, channels=8, nodes=2, wide=2)
+    fast = as_fused(plain)
+    for size in ((4, 8, 8), (8, 2, 2)):
+        exact = errors(plain, ratio, torch.float64, size, None)
+        expected, actual = (errors(cell, ratio, torch.float32, size, exact) for cell in (plain, fast))
+        for group, error in actual.items():
+            # Of few pixels, either is near by chance.
+            assert error <= (1.5 if size == (4, 8, 8) else 3) * expected[group] + 1e-6, (group, actual, expected)
+        assert all(
+            error < 1e-14 * ratio**2 + 1e-12 for error in errors(fast, ratio, torch.float64, size, exact).values()
+        )
+
+
+@pytest.mark.parametrize("size", [(1, 1, 2), (2, 2, 2), (4, 16, 16)])
+@pytest.mark.parametrize(("dtype", "ratio", "tolerance"), [(torch.float32, 3000, 4e-3), (torch.float64, 1e6, 1e-8)])
+def test_a_norm_of_images_of_a_large_mean(
+    dtype: torch.dtype, ratio: float, tolerance: float, size: tuple[int, int, int]
+) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(size[0], 5, *size[1:], dtype=torch.float64) + ratio).to(dtype)
+    cotangent = torch.randn_like(x)
+    results = []
+    for wide, evaluated in ((torch.float64, False), (dtype, True), (dtype, False)):
+        norm = nn.BatchNorm2d(5).to(wide)
+        leaf = x.to(wide).contiguous(memory_format=torch.channels_last).requires_grad_()
+        if wide == torch.float64:  # by hand: torch's own loses digits too
+            mean = leaf.mean((0, 2, 3), keepdim=True)
+            output = (leaf - mean) / ((leaf - mean).square().mean((0, 2, 3), keepdim=True) + norm.eps).sqrt()
+        else:
+            output = fused.evaluate(norm, known(norm), leaf) if evaluated else norm(leaf)
+        (grad,) = torch.autograd.grad(output, leaf, cotangent.to(wide))
+        results.append((output.detach().double(), grad.double()))
+    for exact, actual, plain in zip(*results, strict=True):
+        error = (actual - exact).norm() / cotangent.norm()
+        assert error <= max(tolerance, float((plain - exact).norm() / cotangent.norm()))
 
 
 # Anything

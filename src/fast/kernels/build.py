@@ -1,4 +1,4 @@
-"""The shared library of kernels.cpp: built by the machine's compiler on first use, which takes seconds, and kept."""
+"""The shared library of kernels.cpp: built by the machine's compiler on first use, which takes seconds, and cached."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the library, or None, with a line on stderr, where it cannot be built."""
+    """Return the library; None, and a line on stderr, if it cannot be built."""
     try:
         return ctypes.CDLL(str(built()))
     except OSError as error:
-        print(f"space.impl=fused: no kernels, the plain form is used, several times slower: {error}", file=sys.stderr)
+        print(f"no kernels for space.impl=fused, the plain form runs, several times slower: {error}", file=sys.stderr)
         return None
 
 
 def built() -> Path:
-    """Return the path of the library for this source, compiler and processor; build it if it is not there.
+    """Return the path of the library for this source, compiler and CPU; build it if it is not there.
+
+    The environment variable CXX may name another compiler, with flags of its own.
 
     Raises:
         OSError: there is no compiler, it fails, or nothing can be written.
@@ -37,7 +39,7 @@ def built() -> Path:
     if compiler is None:
         raise OSError(f"no C++ compiler found (CXX, {', '.join(COMPILERS)})")
     command = [*compiler.split(), *FLAGS]
-    key = hashlib.sha256(repr((command, SOURCE.read_bytes(), _processor())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((command, SOURCE.read_bytes(), _cpu())).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darts-template"
     path = folder / f"kernels-{key}.so"
     if not path.exists():
@@ -54,8 +56,8 @@ def built() -> Path:
     return path
 
 
-def _processor() -> str:
-    """Return what tells processors apart for which a compiler's -march=native differs: a home may serve several."""
+def _cpu() -> str:
+    """Return what tells CPUs apart for which -march=native differs: machines may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -734,7 +734,10 @@ void convolve_backward(
                 }
                 if (!x_grad.data) continue;
                 const bool first = k == 0 || sums, last = k + 1 == g.edges || sums;
-                const T* y_grads = depthwise[0] ? y_grad.data : d_grad.data;
+                const T* y_grads = depthwise[0] || !(first && last) ? y_grad.data : d_grad.data;
+                if (!depthwise[0] && y_grads == y_grad.data)  // edges add up; d_grad has no border then
+                    for (Int p = 0; p < g.height * g.width * padded; ++p)
+                        y_grad.data[p] = first ? d_grad.data[p] : y_grad.data[p] + d_grad.data[p];
                 for (Int i = 0; depthwise[0] && i < g.height; ++i)
                     for (Int j = 0; j < std::min(g.stride, g.width); ++j) {
                         const auto& place = transposed.places[i % g.stride * g.stride + j];

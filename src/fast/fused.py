@@ -151,13 +151,12 @@ class _Edge(NamedTuple):
     def mixing_weights(self) -> Tensor | None:
         """Return the weights of the candidates' outputs in the node; None where the edge is no sum of all candidates."""
         weights, edge_weights = self.edge.weights, self.switch.weights
-        for choice in (self.edge, self.switch):
-            if getattr(choice, "path", None) is not None:
-                return None
+        if any(choice._answer or getattr(choice, "path", None) is not None for choice in (self.edge, self.switch)):
+            return None
         if not _is_vector(weights, len(self.edge.candidates)):
             return None
         if edge_weights is None:
-            return weights
+            return weights if self.switch.over_edges else None
         return weights * edge_weights[self.place] if _is_vector(edge_weights, len(self.switch.spec.inputs)) else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import statistics
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -264,7 +265,10 @@ def set_mixing_weights(cell: Cell, *, with_edges: bool = False) -> dict[str, Ten
     for name, module in cell.named_modules():
         if isinstance(module, LayerChoice):
             leaves[name] = torch.randn(len(module.candidates), generator=generator, dtype=torch.float64)
-        elif isinstance(module, InputChoice) and with_edges:
+        elif isinstance(module, InputChoice):
+            module.over_edges = True
+            if not with_edges:
+                continue
             leaves[name] = torch.randn(len(module.spec.inputs), generator=generator, dtype=torch.float64)
     for name, leaf in leaves.items():
         choice: Any = cell.get_submodule(name)
@@ -273,7 +277,13 @@ def set_mixing_weights(cell: Cell, *, with_edges: bool = False) -> dict[str, Ten
 
 
 def result_of(
-    cell: Cell, size: tuple[int, int, int], *, mode: str = "grad", with_edges: bool = False, ratio: float = 0.0
+    cell: Cell,
+    size: tuple[int, int, int],
+    *,
+    mode: str = "grad",
+    with_edges: bool = False,
+    ratio: float = 0.0,
+    seed: int = 2,
 ) -> Result:
     """Return the output, all gradients and all buffers of one pass, or the exception it ends in.
 
@@ -281,7 +291,7 @@ def result_of(
     """
     dtype = next(cell.parameters()).dtype
     leaves = set_mixing_weights(cell, with_edges=with_edges)
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seed)
     count, height, width = size
     wide = cast_in(cell.preprocess0)
     inputs = {
@@ -314,7 +324,8 @@ def result_of(
         return error
     finally:
         for name in leaves:
-            cell.get_submodule(name).weights = None  # pyright: ignore[reportAttributeAccessIssue]
+            choice: Any = cell.get_submodule(name)
+            choice.weights = None
     buffers = {f"buffer {name}": buffer.double() for name, buffer in cell.named_buffers()}
     return {**values, **buffers, "random": torch.get_rng_state().double()}
 
@@ -509,11 +520,11 @@ def test_edges_with_one_path_take_the_plain_form(calls: list[str]) -> None:
     for cell in cells:
         node: Any = cell.nodes[1]
         node.edges[0].path = 1
-    check_alike(*(result_of(cell, (2, 5, 5)) for cell in reversed(cells)))
-    assert {*calls} <= {"Pointwise"}
-    calls.clear()
-    cast_edges: Any = cells[1].nodes[1]
-    cast_edges.edges[0].path = None
+    plain, fast = (result_of(cell, (2, 5, 5)) for cell in cells)
+    check_alike(fast, plain)
+    assert not calls
+    last_node: Any = cells[1].nodes[1]
+    last_node.edges[0].path = None
     result_of(cells[1], (2, 5, 5))
     assert "Convolution" in calls
 
@@ -682,19 +693,16 @@ def test_a_pass_over_many_sizes() -> None:
 # Large means
 
 
-def errors(cell: Cell, ratio: float, dtype: torch.dtype, size: tuple[int, int, int], exact: Result | None) -> Any:
-    """Return the result for inputs of this mean and a deviation of 1, or, given the exact one, its errors by group."""
-    cell = copy.deepcopy(cell).to(dtype)
-    result = result_of(cell, size, ratio=ratio)
-    if exact is None:
-        return result
+def errors(cell: Cell, exact: dict[str, Tensor], ratio: float, dtype: torch.dtype, **options: Any) -> dict[str, float]:
+    """Return the largest relative errors of the output and of each kind of gradient, in this dtype."""
+    result = result_of(copy.deepcopy(cell).to(dtype), ratio=ratio, **options)
     assert isinstance(result, dict)
-    assert isinstance(exact, dict)
+    largest_norm = max(value.norm() for name, value in exact.items() if name != "random")
     found: dict[str, float] = {}
     for name, value in exact.items():
-        group = name.split(".", maxsplit=1)[0] if "weight" not in name else "weights"
-        error = float((result[name].double() - value).norm() / value.norm().clamp_min(1e-12))
-        if value.norm() > 1e-6 * max(other.norm() for key, other in exact.items() if key != "random"):
+        if value.norm() > 1e-6 * largest_norm:
+            group = name.split(".", maxsplit=1)[0] if "weight" not in name else "weights"
+            error = float((result[name].double() - value).norm() / value.norm())
             found[group] = max(found.get(group, 0.0), error)
     return found
 
@@ -708,17 +716,23 @@ PAPERS: dict[str, Make] = {
 @pytest.mark.parametrize("kind", ["normal", "reduce"])
 @pytest.mark.parametrize("ratio", [1.0, 100.0, 3000.0])
 def test_large_means_lose_no_more_digits_than_in_the_plain_cell(ratio: float, kind: str) -> None:
+    """Medians of several inputs: rounding may make another pixel the largest of a window, or turn the sign of one."""
     plain = make_cell(PAPERS, kind=kind, channels=8, nodes=2, wide=2)
     fast = as_fused(plain)
-    for size in ((4, 8, 8), (8, 2, 2)):
-        exact = errors(plain, ratio, torch.float64, size, None)
-        expected, actual = (errors(cell, ratio, torch.float32, size, exact) for cell in (plain, fast))
-        for group, error in actual.items():
-            # Of few pixels, either is near by chance.
-            assert error <= (1.5 if size == (4, 8, 8) else 3) * expected[group] + 1e-6, (group, actual, expected)
-        assert all(
-            error < 1e-14 * ratio**2 + 1e-12 for error in errors(fast, ratio, torch.float64, size, exact).values()
+    of_plain, of_fast = [], []
+    for seed in range(5):
+        options: dict[str, Any] = {"size": (4, 8, 8), "seed": seed}
+        exact = result_of(copy.deepcopy(plain), ratio=ratio, **options)
+        assert isinstance(exact, dict)
+        of_plain.append(errors(plain, exact, ratio, torch.float32, **options))
+        of_fast.append(errors(fast, exact, ratio, torch.float32, **options))
+        in_float64 = errors(fast, exact, ratio, torch.float64, **options)
+        assert all(error < 1e-14 * ratio**2 + 1e-12 for error in in_float64.values())
+    for group in of_plain[0]:
+        plain_error, fast_error = (
+            statistics.median(found[group] for found in errors) for errors in (of_plain, of_fast)
         )
+        assert fast_error <= 1.5 * plain_error + 1e-6, (group, of_fast, of_plain)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 2), (2, 2, 2), (4, 16, 16)])

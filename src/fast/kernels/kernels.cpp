@@ -60,7 +60,7 @@ inline const Vector<T>& at(const T* p) {
 }
 
 // Has the compiler read a vector once that several sums use, where it would read it from memory for each of them. Without
-// it, a pass for the alphas took 9 % longer (src/fast/fused.py says of what; g++ 12).
+// it, a pass for the alphas took 9 % longer (docs/fast.md says of what; g++ 12).
 #ifdef __AVX__
 #define IN_REGISTER(vector) asm("" : "+x"(vector))
 #else

@@ -11,7 +11,7 @@ from runs.test_resume import stop_after
 
 from src.runs.folder import RunFolder
 
-SHORT = [*SEARCH, "epochs=2", "checkpoint_minutes=0", "callbacks=none", "space.impl=reference"]
+SHORT = [*SEARCH, "epochs=2", "checkpoint_minutes=0", "callbacks=none"]
 METHODS = {
     "beta_darts": ["method=beta_darts", "order=2"],
     "sdarts_rs": ["method=sdarts_rs"],

@@ -23,6 +23,7 @@ from methods.plain import (
 )
 from torch import Tensor
 
+from src.fast.fused import FusedSupernet
 from src.methods import perturbations
 from src.methods.discretizers import StrongestProduct
 from src.methods.method import Method
@@ -92,6 +93,16 @@ def test_search_equals_the_plain_algorithm(method: str, hypergradient: str) -> N
 def test_the_fused_optimiser_takes_the_same_steps(method: str) -> None:
     search = search_module(METHODS[method][0], fused=True)
     reference = transcribed(method, "first_order", search)
+    assert difference(fit(search, batches()), reference) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("method", "hypergradient"), [*((name, "first_order") for name in METHODS), ("sdarts_rs", "finite_difference")]
+)
+def test_the_fused_form_takes_the_same_steps(method: str, hypergradient: str) -> None:
+    """Methods that sample a path or cut choices are computed by the plain form, with the fused operations around them."""
+    search = search_module(METHODS[method][0], HYPERGRADIENTS[hypergradient], space=FusedSupernet)
+    reference = transcribed(method, hypergradient, search_module(METHODS[method][0]))
     assert difference(fit(search, batches()), reference) < 1e-9
 
 

@@ -11,14 +11,14 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python $(shell $(PYTHON) -V 2>&1 | cut -d" " -f2) is too old, allowed are 3.10 and newer (make PYTHON=...)")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python $(shell $(PYTHON) -V 2>&1 | cut -d" " -f2) is too old: 3.10 or newer is needed (make PYTHON=...)")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 setup: $(VENV)/installed ## make .venv and install the project with its tools
 
-demo: $(VENV)/installed ## search and retrain on handwritten digits, in minutes on a processor
+demo: $(VENV)/installed ## search and retrain on handwritten digits, in minutes on a CPU
 	rm -rf runs/demo
 	$(BIN)/python -m src.search experiment=demo folder=runs/demo/search
 	$(BIN)/python -m src.retrain experiment=demo_retrain genotype=runs/demo/search/genotype.json folder=runs/demo/retrain

@@ -5,16 +5,16 @@
     python -m src.bench --json bench.json                 the same figures for a program
 
 The parts: `search` (a whole search step of order 1 and 2), `hypergradient` (its forms, along a real search), `retrain` (a
-training step of DARTS_V2), `data` (images a second into the network) and `growth` (a search step over sizes).
+training step of DARTS_V2), `data` (images per second into the network) and `growth` (how a search step grows with each size).
 
-Forms are run in turn (A B C A B C ...), so that a machine that slows down slows all of them; times are medians, and ratios
-are medians over turns. Memory is the peak of a process of its own that takes one step. Operator calls are counted on two
-images of 8x8; their number does not depend on sizes. `alpha gradient off by` is the largest relative error at the first
-three steps of a search of digits, against float64: what rounding does to the plain form, and to the fused.
+The forms take turns (A B C A B C ...), so that a slow phase of the machine slows all of them. Times are medians, and
+ratios are medians over turns. Memory is the peak of a separate process that takes one step. Operator calls are counted on
+two images of 8x8; their number does not depend on the sizes. `alpha gradient off by` is the largest relative error at the
+first three steps of a search of digits, against float64: the effect of rounding on the plain form and on the fused one.
 
 `published` is the paper's code in its arithmetic and its order of work: NCHW, every operation on its own, a copy of the
 network for the virtual step, weights moved in place, and weights' gradients wherever a plain backward computes them.
-`published, channels_last` changes the memory layout alone.
+`published, channels_last` changes only the memory layout.
 """
 
 from __future__ import annotations
@@ -563,7 +563,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown part {unknown[0]!r} (allowed: {', '.join(PARTS)})")
     for name in ("channels", "nodes", "batch", "image", "pairs", "steps"):
         if getattr(sizes, name) < 1:
-            parser.error(f"--{name} {getattr(sizes, name)}: allowed are 1 and more")
+            parser.error(f"--{name} must be 1 or more, got {getattr(sizes, name)}")
     if sizes.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA device here")
     if sizes.measure:

@@ -72,7 +72,7 @@ def test_memory_is_that_of_a_process_of_its_own() -> None:
     ("arguments", "message"),
     [
         (["serch"], "unknown part 'serch' (allowed: search"),
-        (["data", "--pairs", "0"], "--pairs 0: allowed are 1 and more"),
+        (["data", "--pairs", "0"], "--pairs must be 1 or more, got 0"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, capsys) -> None:

@@ -161,7 +161,9 @@ def _to_go_on(command: str, config: DictConfig, folder: Path, *, sweeps: bool) -
     saved, _ = read_settings(folder)
     different = first_difference(config, saved)
     if different is not None:
-        raise ConfigError(f"{folder} holds a run with another {different}; sweep.resume needs the command of the sweep itself")
+        raise ConfigError(
+            f"{folder} holds a run with another {different}; sweep.resume needs the command of the sweep itself"
+        )
     if status_of(folder) == "ok":
         raise _Done(f"{folder}: finished before")
     config.resume = str(folder)

@@ -9,6 +9,7 @@ The data set comes with scikit-learn: nothing is downloaded. A function that ret
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Perceptron(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...], num_classes: int, depth: int = 2, width: int = 16) -> None:
         super().__init__()
-        self.first = nn.Linear(input_shape[0], width)
+        self.first = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), width))
         self.layers = nn.Sequential(
             *(
                 LayerChoice(
@@ -51,5 +52,5 @@ class Perceptron(nn.Module):
         self.last = nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map measurements (N, 10) to the progress (N, 1)."""
+        """Map inputs (N, ...) to outputs (N, num_classes)."""
         return self.last(self.layers(self.first(x)))

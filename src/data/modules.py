@@ -63,6 +63,9 @@ class DataModule(Protocol):
     def test_dataloader(self) -> Any:
         """Return the loader of the test split."""
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Turn a batch of a loader into what the network is fed; a `LightningDataModule` returns it as it is."""
+
 
 class SamplesData(L.LightningDataModule):
     """What both data modules over samples in memory share: reads the splits once, and turns batches into inputs.

@@ -105,7 +105,7 @@ def as_source(given: Any) -> Source:
         if name not in allowed:
             raise unknown("split of the source:", name, allowed)
     if "train" not in splits:
-        raise must_be("source", "with a train split", ", ".join(splits) or "no split")
+        raise ConfigError(f"source must have a train split, got {', '.join(splits) or 'no split'}", argument="source")
     return InMemory(**splits)
 
 

@@ -55,7 +55,8 @@ def check_targets(command: str, config: DictConfig) -> None:
 
 def build_data(config: DictConfig) -> Any:
     """Return the data module of a composed config, with its train split read and cut."""
-    data = build(config.data, "data", seed=config.seed)
+    purpose = "retrain" if "genotype" in config else "search"
+    data = build(config.data, "data", seed=config.seed, purpose=purpose)
     with within("data"):
         data.setup("fit")
     return data

@@ -34,7 +34,15 @@ _MISSING = "???"
 # What these raise for an argument is the user's to put right; what other code raises is a mistake in it.
 _LIBRARIES = ("torch", "lightning")
 _MANY = 20  # names that a message does not list
-_NEVER_SET = ("input_shape", "num_classes", "seed", "architecture", "params", "optimizer")  # what commands supply
+_NEVER_SET = (
+    "input_shape",
+    "num_classes",
+    "seed",
+    "purpose",
+    "architecture",
+    "params",
+    "optimizer",
+)  # what commands supply
 
 
 def build(node: Any, key: str, **supplied: Any) -> Any:
@@ -209,6 +217,8 @@ def locate(name: Any, key: str) -> Callable[..., Any]:
     Raises:
         ConfigError: there is no such module, or no such name in it. An error in the module is raised as it is.
     """
+    if name == _MISSING:
+        raise _not_set(key, TARGET)
     key = f"{key}.{TARGET}"
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"{key} must be the dotted name of a class or function, got {show(name)}")

@@ -199,7 +199,7 @@ def test_splits_can_be_given_by_name() -> None:
         (3, "source must be a Source, Samples, or a dictionary of Samples by split, got builtins.int"),
         ({"train": torch.zeros(3, 2)}, "source must be a Source, Samples, or a dictionary of Samples by split, got .*"),
         ({"train": numbers(3), "tset": numbers(2)}, r"unknown split of the source: 'tset', did you mean 'test'\? .*"),
-        ({"test": numbers(3)}, "source must be with a train split, got test"),
+        ({"test": numbers(3)}, "source must have a train split, got test"),
     ],
 )
 def test_anything_else_is_no_source(given: Any, message: str) -> None:

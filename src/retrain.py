@@ -37,7 +37,7 @@ from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder, genotype_in
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.record import Record
-from src.runs.targets import build, fit
+from src.runs.targets import build, fit, plain
 from src.spaces.cnn.formats import load_cells
 from src.spaces.cnn.operations import import_operations
 from src.training.retrain import RetrainModule
@@ -46,7 +46,7 @@ from src.training.retrain import RetrainModule
 def build_module(config: DictConfig, data: RetrainData, architecture: Architecture) -> RetrainModule:
     """Return the retrain module of a composed config: the network of an architecture, and its optimiser."""
     L.seed_everything(config.seed, verbose=False)
-    network: dict[str, Any] = dict(config.space)
+    network: dict[str, Any] = plain(config.space)
     training = fit(RetrainModule, "space", {name: network.pop(name) for name in RETRAIN_KEYS if name in network})
     return RetrainModule(
         build_network(network, architecture=architecture, input_shape=data.input_shape, num_classes=data.num_classes),

@@ -372,7 +372,10 @@ BAD_SEARCHES = {
     "no key": ("=3", ["'=3'", "key=value"]),
     "two values without -m": ("order=1,2", ["order=1,2", "--multirun"]),
     "order against hypergradient": ("hypergradient=exact", ["order is 1", "Exact", "order 2", "hypergradient=auto"]),
-    "unknown operation": ("space.candidates=[sep_conv_3x4]", ["space.candidates", "did you mean 'sep_conv_3x3'?"]),
+    "unknown operation": (
+        "space.candidates=[sep_conv_3x4]",
+        ["space: unknown operation in candidates", "did you mean 'sep_conv_3x3'?"],
+    ),
     "too few cells": ("space.cells=2", ["space.cells must be 3 or more, got 2"]),
     "fraction out of range": ("data.arch_fraction=2", ["data.arch_fraction must be above 0 and below 1, got 2"]),
     "batch too large": ("data.batch_size=5000", ["data.batch_size must be at most 6 for the 6 samples of", "got 5000"]),

@@ -78,7 +78,11 @@ def check(node: Any, key: str) -> None:
 
 def plain(node: Any) -> Any:
     """Return a node of a config as dicts, lists and values, with everything looked up that it refers to."""
-    return OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig | ListConfig) else node
+    if isinstance(node, DictConfig | ListConfig):
+        return OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, dict):
+        return {name: plain(child) for name, child in node.items()}
+    return [plain(child) for child in node] if isinstance(node, list) else node
 
 
 def fit(target: Callable[..., Any], key: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,9 @@ class MySpace(nn.Module):
 class MySource(Digits):
     """The same digits under another name."""
 
-    name = "mine"
+    def __init__(self):
+        super().__init__()
+        self.name = "mine"
 '''
 QUICK = ["data=digits", *SHORT, "callbacks=none"]
 SPACE = "space._target_=my_own_package.MySpace"

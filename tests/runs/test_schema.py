@@ -221,7 +221,6 @@ class TestMessages:
             ("data.batch_size=many", "data.batch_size must be a whole number, got 'many'"),
             ("data.arch_fraction=half", "data.arch_fraction must be a number, got 'half'"),
             ("data.flip=often", "data.flip must be true or false, got 'often'"),
-            ("data.source=null", "data.source must be a Source, got null"),
             ("space.channels=wide", "space.channels must be a whole number, got 'wide'"),
             ("space.candidates=none", "space.candidates must be a list of values that are each text, got 'none'"),
             ("optimizer.gradient_clip=none", "optimizer.gradient_clip must be a number, got 'none'"),

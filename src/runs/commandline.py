@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.common.errors import ConfigError
-from src.common.shell import with_quotes
+from src.common.shell import override, parsed, with_quotes
+from src.runs.resume import named_run
 
 # What is built from a `_target_`. Arguments below these keys are checked against its signature, so any may be set.
 _BUILT = (
@@ -48,7 +49,7 @@ def ready(arguments: Sequence[str]) -> list[str]:
     """Return a command line as Hydra takes it; one that is ready stays as it is.
 
     Values that Hydra's grammar refuses are quoted, arguments of what is built need no `+`, and `~optimizer.schedule` is
-    `optimizer.schedule=null`.
+    `optimizer.schedule=null`. A checkpoint that is to be resumed becomes the folder of its run.
 
     Raises:
         ConfigError: an option such as `--order=2`, where `order=2` is meant; a value without a key.
@@ -80,6 +81,10 @@ def only_shows(arguments: Sequence[str]) -> bool:
 
 
 def _ready(argument: str) -> str:
+    if argument.startswith("resume="):
+        given = parsed(argument)
+        path = None if given is None else given.value()
+        return override("resume", named_run(path)) if isinstance(path, str) else argument
     if argument.partition("=")[0] == "~optimizer.schedule":
         return "optimizer.schedule=null"
     match = _OVERRIDE.fullmatch(argument)
@@ -89,10 +94,10 @@ def _ready(argument: str) -> str:
     return f"++{match['key']}{match['rest']}"
 
 
-def as_typed(override: str) -> str:
+def as_typed(text: str) -> str:
     """Return an override without the `++` that `ready` put before it."""
-    bare = override.removeprefix("++")
-    return bare if _ready(bare) == override else override
+    bare = text.removeprefix("++")
+    return bare if _ready(bare) == text else text
 
 
 def drop_inherited(config: DictConfig, overrides: Iterable[str]) -> None:

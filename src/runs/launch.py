@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -25,6 +26,7 @@ from src.runs.build import check_targets
 from src.runs.claim import RunFailed, is_first_process
 from src.runs.commandline import as_typed, drop_inherited, only_shows, ready
 from src.runs.composition import CONF, composition_mistake, one_line
+from src.runs.devices import say_threads
 from src.runs.folder import RunFolder
 from src.runs.record import own_loggers, record_refusal, status_of
 from src.runs.resume import first_difference, read_settings, with_saved_settings
@@ -63,9 +65,11 @@ def launch(command: str, job: Callable[[DictConfig, Path], None]) -> int:
     register_schemas()
 
     codes = [0]
-    launched_by = os.getpid()
+    launched_by, threads = os.getpid(), torch.get_num_threads()
 
     def task(config: DictConfig) -> None:
+        if os.getpid() != launched_by:
+            say_threads(threads)
         code = _run(command, job, config)
         codes.append(code)
         if code != 0 and os.getpid() != launched_by:  # a launcher's process, whose memory the command does not see

@@ -28,7 +28,7 @@ def test_a_refused_job_does_not_cost_the_other(plugin: str, settings: list[str],
     assert done.code == 2, done
     refused, ok = (read_json(tmp_path / str(job) / "result.json") for job in range(2))
     assert (refused["status"], ok["status"]) == ("failed", "ok")
-    assert "data.batch_size=0" in refused["error"]
+    assert "batch_size must be 1 or more, got 0" in refused["error"]
 
 
 @pytest.mark.parametrize(("inside", "says"), [(1, True), (3, False)])

@@ -2,9 +2,13 @@
 
     python -m src.retrain genotype=runs/search/RUN                     what a search found
     python -m src.retrain genotype=runs/search/RUN/checkpoints/epoch_49.json
+    python -m src.retrain genotype=runs/search/RUN init=search         from the weights of the search, not from scratch
     python -m src.retrain genotype=DARTS_V2                            what the paper found
     python -m src.retrain -m genotype=DARTS_V2 seed=0,1,2,3            the mean of several is what compares
-    python -m src.retrain resume=runs/retrain/RUN                      go on with a run that was stopped
+    python -m src.retrain resume=runs/retrain/RUN                      resume a run that was stopped
+
+A run's genotype is trained on the run's data, unless `data=...` names others, and as what its space names for it: the
+paper's cells as the paper's network, any other space as itself, with its choices fixed.
 
 The run's folder ends up with curves (metrics.csv), the architecture (genotype.json), a report (report.html) and a
 record with the test accuracy (result.json).
@@ -14,17 +18,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from torch import nn
 
 from src.architectures.architecture import Architecture
 from src.callbacks.record import EpochMetrics
-from src.data.modules import RetrainData
+from src.data.modules import DataModule
 from src.report import write_report
 from src.runs.build import (
-    RETRAIN_KEYS,
     build_data,
     build_network,
     build_schedule,
@@ -32,44 +35,65 @@ from src.runs.build import (
     check_optimizers,
     count_macs,
     count_params,
+    input_dtype,
+    split_training,
 )
 from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder, genotype_in
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.record import Record
-from src.runs.targets import build, fit, plain
-from src.spaces.cnn.formats import load_cells
-from src.spaces.cnn.operations import import_operations
+from src.runs.searched import Weights, initial_weights, load_architecture, taken_from, with_searched_settings
+from src.runs.targets import build, fit
+from src.spaces.evaluation import fixed_network
 from src.training.retrain import RetrainModule
 
 
-def build_module(config: DictConfig, data: RetrainData, architecture: Architecture) -> RetrainModule:
-    """Return the retrain module of a composed config: the network of an architecture, and its optimiser."""
+def build_retrained(
+    config: DictConfig, data: DataModule, architecture: Architecture | None, genotype: str, weights: Weights | None
+) -> tuple[nn.Module, Architecture]:
+    """Return the network that a genotype is trained as, and its architecture.
+
+    Args:
+        config: composed. `space._target_` names an evaluation network, or a space whose choices are fixed.
+        data: what is trained on.
+        architecture: of the evaluation network; None for a space, which reads the genotype itself.
+        genotype: the path of its file.
+        weights: of the space to start from; None starts from new ones.
+    """
     L.seed_everything(config.seed, verbose=False)
-    network: dict[str, Any] = plain(config.space)
-    training = fit(RetrainModule, "space", {name: network.pop(name) for name in RETRAIN_KEYS if name in network})
+    space, _ = split_training(config.space)
+    supplied = {"input_shape": data.input_shape, "num_classes": data.task.outputs}
+    if architecture is not None:
+        return build_network(space, architecture=architecture, **supplied), architecture
+    return fixed_network(lambda: build_network(space, **supplied), genotype, weights=weights)
+
+
+def build_module(config: DictConfig, data: DataModule, network: nn.Module) -> RetrainModule:
+    """Return the retrain module of a composed config: a network, and its optimiser."""
+    _, training = split_training(config.space)
     return RetrainModule(
-        build_network(network, architecture=architecture, input_shape=data.input_shape, num_classes=data.num_classes),
+        network,
         task=data.task,
         optimizer=build(config.optimizer.weights, "optimizer.weights"),
         scheduler=build_schedule(config.optimizer.schedule),
         gradient_clip=config.optimizer.gradient_clip,
         seed=config.seed,
-        **training,
+        **fit(RetrainModule, "space", training),
     )
 
 
 def retrain(config: DictConfig, folder: Path) -> None:
     """Run one retrain into `folder`."""
     with mistakes():
-        # A run that goes on has its own genotype: the file it began with may have changed since.
-        own = RunFolder(folder).genotype
-        import_operations(OmegaConf.select(config, "space.operations", default=()))
-        architecture = load_cells(
-            str(own) if config.resume is not None and own.exists() else genotype_in(config.genotype)
-        )
+        # A resumed run has its own genotype: the file that it began with may have changed since.
+        files = RunFolder(folder)
+        is_own = config.resume is not None and files.genotype.exists()
+        genotype = str(files.genotype) if is_own else genotype_in(config.genotype)
+        architecture = load_architecture(config.space, genotype)
+        weights = None if config.resume is not None and files.last.exists() else initial_weights(config)
         data = build_data(config)
-        module = build_module(config, data, architecture)
+        network, architecture = build_retrained(config, data, architecture, genotype, weights)
+        module = build_module(config, data, network)
         check_optimizers(module)
         metrics = EpochMetrics(folder)
         trainer = build_trainer(config, folder, module, last=[metrics])
@@ -80,24 +104,29 @@ def retrain(config: DictConfig, folder: Path) -> None:
             data=data.record(),
             architecture=architecture,
             params=count_params(module.net),
-            macs=count_macs(module.net, data.input_shape),
+            macs=count_macs(module.net, data.input_shape, input_dtype(data)),
         )
         run = claim(folder, config, record, trainer, module)
+    taken = None if config.resume is not None else taken_from(config)
+    if taken is not None and run.is_first:
+        print(taken)
     with recorded(run):
         if run.is_first:
-            architecture.write(RunFolder(folder).genotype)
+            architecture.write(files.genotype)
         run.fit(module, data)
         record.metrics = metrics.latest()
         trainer.test(module, datamodule=data, verbose=False)
         record.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     if run.is_first:
-        print(f"test accuracy: {record.metrics['test_accuracy']:.2%}")
-        print(f"report:        {write_report(folder)}")
+        metric = data.task.metric
+        value = record.metrics[f"test_{metric}"]
+        print(f"test {metric}: {f'{value:.2%}' if metric == 'accuracy' else f'{value:.4g}'}")
+        print(f"report: {write_report(folder)}")
 
 
 def main() -> int:
     """Run the command; return its exit code."""
-    return launch("retrain", retrain)
+    return launch("retrain", retrain, with_searched_settings)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import lightning as L
 from omegaconf import DictConfig
+from torch import Tensor
 
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.common.errors import ConfigError
-from src.data.modules import SearchData
+from src.common.seeding import preserved_randomness
+from src.data.modules import DataModule
+from src.fast import kernels
 from src.report import write_report
 from src.runs.build import (
     build_data,
@@ -29,16 +32,18 @@ from src.runs.build import (
     check_optimizers,
     count_macs,
     count_params,
+    input_dtype,
 )
 from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.record import Record
-from src.runs.targets import build
+from src.runs.targets import build, within
+from src.spaces.check import check_space
 from src.training.search import SearchModule, check_precision
 
 
-def build_module(config: DictConfig, data: SearchData) -> SearchModule:
+def build_module(config: DictConfig, data: DataModule) -> SearchModule:
     """Return the search module of a composed config: supernet, alphas, hypergradient, optimisers."""
     L.seed_everything(config.seed, verbose=False)
     hypergradient = build(config.hypergradient, "hypergradient")
@@ -49,13 +54,16 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
         )
     method = build(config.method, "method")
     method.check_order(unrolls=hypergradient.unrolls)
+    space = build_network(
+        config.space,
+        differentiated_twice=hypergradient.differentiates_twice,
+        input_shape=data.input_shape,
+        num_classes=data.task.outputs,
+    )
+    with within("space"), kernels.disabled():  # the plain form of a space, which calls its choices
+        check_space(space, two_samples(data), outputs=data.task.outputs)
     module = SearchModule(
-        build_network(
-            config.space,
-            differentiated_twice=hypergradient.differentiates_twice,
-            input_shape=data.input_shape,
-            num_classes=data.num_classes,
-        ),
+        space,
         task=data.task,
         method=method,
         hypergradient=hypergradient,
@@ -70,6 +78,14 @@ def build_module(config: DictConfig, data: SearchData) -> SearchModule:
     except ConfigError as error:
         raise error.within("method") from None
     return module
+
+
+def two_samples(data: DataModule) -> Tensor:
+    """Return the inputs of two training samples, (2, ...). No random number generator changes."""
+    with preserved_randomness():
+        batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    inputs, _ = batch["weights"]
+    return inputs[:2] if len(inputs) > 1 else inputs.expand(2, *inputs.shape[1:])
 
 
 def search(config: DictConfig, folder: Path) -> None:
@@ -91,7 +107,7 @@ def search(config: DictConfig, folder: Path) -> None:
             method=module.method.name,
             data=data.record(),
             params=count_params(module.net.space),
-            macs=count_macs(module.net, data.input_shape),
+            macs=count_macs(module.net, data.input_shape, input_dtype(data)),
         )
         run = claim(folder, config, record, trainer, module)
     with recorded(run):

@@ -57,6 +57,9 @@ class DataModule(Protocol):
     def train_dataloader(self) -> Any:
         """Return the loader of the training."""
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return a batch as the training takes it; a search also calls it before there is a trainer."""
+
     def val_dataloader(self) -> Any:
         """Return the loader of the validation; an empty list is none."""
 

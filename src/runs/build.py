@@ -22,18 +22,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from src.callbacks.checkpoint import Checkpoints
 from src.common.batch_norm import synchronise
 from src.common.errors import ConfigError, must_be
+from src.data.modules import DataModule
 from src.fast import kernels
 from src.fast.forms import fused_form
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.devices import own_gpu
 from src.runs.targets import TARGET, build, check, fit, locate, plain, within
+from src.spaces.evaluation import training_settings_of
 from src.training.parallel import Averaging
 from src.training.retrain import RetrainModule
 from src.training.search import SchedulerFactory
 
 IMPLEMENTATIONS = ("fused", "reference")  # of space.impl
-# Keys of `space` in a retrain that its module takes, not its network.
-RETRAIN_KEYS = ("auxiliary_weight", "drop_path")
 
 
 def check_targets(command: str, config: DictConfig) -> None:
@@ -48,7 +48,8 @@ def check_targets(command: str, config: DictConfig) -> None:
             raise ConfigError(f"{key}._target_ is not set, set it with {key}._target_=MODULE.CLASS")
     space, _ = _space(config.space)
     if command == "retrain":
-        fit(RetrainModule, "space", {name: space.pop(name) for name in RETRAIN_KEYS if name in space})
+        space, training = split_training(space)
+        fit(RetrainModule, "space", training)
     for key in config:
         check(space if key == "space" else config[key], str(key))
 
@@ -83,6 +84,13 @@ def build_network(space: Any, *, differentiated_twice: bool = False, **supplied:
         else:
             settings[TARGET] = f"{fused.__module__}.{fused.__qualname__}"
     return build(settings, "space", **supplied)
+
+
+def split_training(space: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of a retrain's `space` that are the network's, and those that its training takes."""
+    settings = dict(plain(space))
+    names = training_settings_of(locate(settings.get(TARGET), "space"))
+    return settings, {name: settings.pop(name) for name in names if name in settings}
 
 
 def _space(node: Any) -> tuple[dict[str, Any], str | None]:
@@ -214,12 +222,18 @@ def count_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_macs(module: nn.Module, input_shape: Sequence[int]) -> int:
-    """Return the multiply-adds of convolutions and linear layers for one sample of a shape."""
+def input_dtype(data: DataModule) -> torch.dtype:
+    """Return the type of the network's inputs."""
+    return getattr(data, "input_dtype", torch.float32)
+
+
+def count_macs(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
+    """Return the multiply-adds of convolutions and linear layers for one sample of a shape and type."""
     training = module.training
     module.eval()
     parameter = next(module.parameters())
     with torch.no_grad(), kernels.disabled(), FlopCounterMode(display=False) as counter:
-        module(torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype))
+        kind = parameter.dtype if dtype.is_floating_point else dtype
+        module(torch.zeros(1, *input_shape, device=parameter.device, dtype=kind))
     module.train(training)
     return counter.get_total_flops() // 2

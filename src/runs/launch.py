@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,8 @@ from src.runs.resume import first_difference, read_settings, with_saved_settings
 from src.runs.schema import check, register_schemas
 from src.runs.targets import own_traceback
 
+Prepare = Callable[[DictConfig, Sequence[str]], DictConfig]
+
 FAILED, MISTAKE = 1, 2  # exit codes; a mistake is what the user can put right
 
 
@@ -51,11 +53,12 @@ def mistakes() -> Iterator[None]:
         raise UserError(one_line(error)) from error
 
 
-def launch(command: str, job: Callable[[DictConfig, Path], None]) -> int:
+def launch(command: str, job: Callable[[DictConfig, Path], None], prepare: Prepare | None = None) -> int:
     """Run `job(config, folder)` for what the command line asks for, once or for each job of a sweep.
 
     `command` names the primary config in conf/. `folder` exists and is the job's own. A job that fails, or that is
-    refused, does not keep a sweep from its other jobs; one that is interrupted ends the sweep.
+    refused, does not keep a sweep from its other jobs; one that is interrupted ends the sweep. `prepare` returns the
+    settings of a new run, given those composed and the overrides of the command line.
 
     Returns:
         The exit code: 0, 1 if a run failed, 2 if the user can put it right.
@@ -70,7 +73,7 @@ def launch(command: str, job: Callable[[DictConfig, Path], None]) -> int:
     def task(config: DictConfig) -> None:
         if os.getpid() != launched_by:
             say_threads(threads)
-        code = _run(command, job, config)
+        code = _run(command, job, config, prepare)
         codes.append(code)
         if code != 0 and os.getpid() != launched_by:  # a launcher's process, whose memory the command does not see
             raise _JobEnded(code)
@@ -93,7 +96,7 @@ def launch(command: str, job: Callable[[DictConfig, Path], None]) -> int:
     return max(codes)
 
 
-def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConfig) -> int:
+def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConfig, prepare: Prepare | None) -> int:
     """Run one job, and return the exit code."""
     # Lightning's own announcements would drown the run's. Here, since a launcher may start processes for jobs.
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -117,6 +120,8 @@ def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConf
             if config.sweep.resume is not None:
                 config.folder = config.sweep.resume
             drop_inherited(config, overrides)
+            if prepare is not None:
+                config = prepare(config, overrides)
             config = _to_go_on(command, config, folder, sweeps=sweeps)
             drop_inherited(config, overrides)  # what a run to go on with has saved is inherited, too
             check(command, config)

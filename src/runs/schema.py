@@ -71,6 +71,7 @@ class RetrainConfig:
     """`python -m src.retrain`."""
 
     genotype: str = MISSING
+    init: str | None = None
     seed: int = MISSING
     epochs: int = MISSING
     folder: str = MISSING

@@ -29,12 +29,14 @@ class RetrainModule(TrainingModule):
         scheduler: SchedulerFactory,
         gradient_clip: float = 5.0,
         auxiliary_weight: float = 0.4,
-        drop_path: float = 0.2,
+        drop_path: float = 0.0,
         seed: int = 0,
     ) -> None:
         for name, value, highest in (("auxiliary_weight", auxiliary_weight, 1e6), ("drop_path", drop_path, 0.999)):
             if not 0 <= value <= highest:
                 raise must_be(name, f"between 0 and {highest:g}", value)
+        if drop_path and not hasattr(network, "drop_path"):
+            raise must_be("drop_path", "0 for a network without an attribute drop_path", drop_path)
         super().__init__(
             network,
             task=task,

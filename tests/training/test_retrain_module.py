@@ -199,9 +199,11 @@ def test_drop_path_rises_linearly_from_zero() -> None:
     assert net.drops == pytest.approx([0.0, 0.0, 0.05, 0.05, 0.1, 0.1, 0.15, 0.15])
 
 
-def test_network_without_drop_path_trains() -> None:
+def test_network_without_drop_path_trains_without() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(SIZE, CLASSES))
-    module = retrain_module(net, drop_path=0.2)
+    with pytest.raises(ValueError, match=r"drop_path must be 0 for a network without an attribute drop_path, got 0\.2"):
+        retrain_module(net, drop_path=0.2)
+    module = retrain_module(net, drop_path=0.0)
     fit(module, batches(4), epochs=1)
     assert not hasattr(net, "drop_path")
 

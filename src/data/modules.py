@@ -57,9 +57,6 @@ class DataModule(Protocol):
     def train_dataloader(self) -> Any:
         """Return the loader of the training."""
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Return a batch as the training takes it; a search also calls it before there is a trainer."""
-
     def val_dataloader(self) -> Any:
         """Return the loader of the validation; an empty list is none."""
 
@@ -67,7 +64,10 @@ class DataModule(Protocol):
         """Return the loader of the test split."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Turn a batch of a loader into what the network is fed; a `LightningDataModule` returns it as it is."""
+        """Turn a batch of a loader into what the network is fed; a `LightningDataModule` returns it as it is.
+
+        A search also calls it before there is a trainer, for its dry pass.
+        """
 
 
 class SamplesData(L.LightningDataModule):

@@ -36,7 +36,9 @@ def convert(value: Any, annotation: Any) -> Any:
         return value
     if (origin or annotation) in (list, tuple, Sequence):
         return _several(value, origin or annotation, arguments)
-    if value is None and isinstance(annotation, type) and annotation is not object:
+    if (
+        value is None and isinstance(annotation, type) and annotation not in (object, Any)
+    ):  # Any is a class from 3.11 on
         raise Unfit
     return value
 

@@ -201,6 +201,7 @@ class TestConvert:
             ([1, 2, 3], tuple[int, ...], (1, 2, 3)),
             ("a/b", Path, Path("a/b")),
             ("a", Any, "a"),
+            (None, Any, None),
             ("cpu", torch.device, "cpu"),
             (0.1, float | torch.Tensor, 0.1),
         ],

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ProgressBar
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,8 +43,9 @@ def check_targets(command: str, config: DictConfig) -> None:
         ConfigError: a key that has to name a target does not, there is no such target, or it does not take an argument.
     """
     for key in ("data", "space", "hypergradient", "optimizer.weights", "optimizer.alphas", "trainer"):
-        node = OmegaConf.select(config, key, default={TARGET: ""})
-        if not isinstance(node, dict | DictConfig) or TARGET not in node:
+        group, _, name = key.rpartition(".")
+        parent = config[group] if group else config
+        if name in parent and not (isinstance(parent[name], DictConfig) and TARGET in parent[name]):
             raise ConfigError(f"{key}._target_ is not set, set it with {key}._target_=MODULE.CLASS")
     space, _ = _space(config.space)
     if command == "retrain":

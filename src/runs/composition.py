@@ -16,6 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from src.common.errors import unknown
 from src.common.shell import parsed, pastable, quoted
+from src.runs.commandline import as_typed
 from src.runs.schema import COMMANDS, annotation_of
 from src.runs.targets import unknown_key
 from src.runs.values import describe, show
@@ -63,7 +64,7 @@ def one_line(error: BaseException) -> str:
 def _unreadable(failure: _Failure) -> str | None:
     if not isinstance(failure.error, OverrideParseException):
         return None
-    argument = str(failure.error.override)
+    argument = as_typed(str(failure.error.override))
     key, equals, value = argument.partition("=")
     if not key or not equals:
         return f"cannot read {argument!r}, arguments have the form key=value"

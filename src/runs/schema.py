@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from src.common.errors import ConfigError, must_be
 from src.runs.targets import unknown_key
@@ -111,6 +111,9 @@ def check(command: str, config: DictConfig) -> None:
             together.
     """
     _check_keys(config, COMMANDS[command], "")
+    for name in config.optimizer:
+        if OmegaConf.is_missing(config.optimizer, name):
+            raise ConfigError(f"optimizer.{name} is not set: the optimizer option is for another command")
     if "order" in config and config.order not in (1, 2):
         raise must_be("order", "1 (first order) or 2 (unrolled)", config.order)
     if not 0 <= config.seed <= LARGEST_SEED:

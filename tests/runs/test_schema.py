@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import sys
 from pathlib import Path
@@ -11,9 +12,18 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from src.runs.launch import CONF, launch
+from src.runs.launch import CONF, command_of_job, launch
 from src.runs.schema import LARGEST_SEED, check, register_schemas
 from src.spaces.cnn.genotypes import CANDIDATES
+
+
+class Frozen(datetime.datetime):
+    """A clock that stands."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Frozen:
+        return cls(2026, 1, 2, 3, 4, 5)
+
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 DEBUGS = sorted(path.stem for path in (CONF / "debug").glob("*.yaml"))
@@ -262,3 +272,77 @@ class TestMessages:
         line = refusal("search", "space=dart", folder=tmp_path, capsys=capsys)
         assert "did you mean 'darts'?" in line
         assert "schema" not in line
+
+    @pytest.mark.parametrize(
+        ("command", "typed", "line"),
+        [
+            ("search", ["--order=2"], "unknown option --order=2, did you mean order=2?"),
+            ("search", ["order=1,2"], "order=1,2 is several values: add --multirun (-m) to run each of them, or quote"),
+            ("search", ["space.candidates=[none"], "to pass the value as text, quote it: \"space.candidates='[none'\""),
+            ("search", ["order 2=1"], "cannot read 'order 2=1': 'order 2' is not the name of a setting"),
+            ("retrain", ["experiment=demo"], "experiment=demo is for src.search; with src.retrain use demo_retrain"),
+            ("search", ["experiment=darts_v2"], "experiment=darts_v2 is for src.retrain; with src.search use "),
+            (
+                "search",
+                ["optimizer=retrain"],
+                "optimizer.alphas is not set: the optimizer option is for another command",
+            ),
+            (
+                "retrain",
+                ["optimizer=search", "genotype=DARTS_V1"],
+                "optimizer=search is for src.search; with src.retrain",
+            ),
+            (
+                "retrain",
+                ["experiment=dem"],
+                "unknown experiment option 'dem' (allowed: darts_v1, darts_v2, demo_retrain, small)",
+            ),
+            ("search", ["epochs=2", "trainer.max_epochs=4"], "and schedules end with epochs; set epochs=4 instead"),
+        ],
+    )
+    def test_a_habit_from_elsewhere(
+        self, command: str, typed: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert line in refusal(command, *typed, folder=tmp_path, capsys=capsys)
+
+
+class TestText:
+    @pytest.mark.parametrize("folder", ["résumé", "lr=0.1", "run (2)", "猫 und Hund", "a#b", "f(1)"])
+    def test_a_folder_needs_no_quotes_of_hydras(
+        self, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        seen = []
+
+        def job(config: DictConfig, folder: Path) -> None:
+            seen.append((config.folder, folder, command_of_job("search")))
+
+        monkeypatch.setattr(sys, "argv", ["search", f"folder={tmp_path / folder}", "data.source.root=~/a=b", "seed=3"])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setenv("HOME", "/home/me")
+        assert launch("search", job) == 0, capsys.readouterr().err
+        command = "python -m src.search \"data.source.root='/home/me/a=b'\" seed=3"
+        assert seen == [(str(tmp_path / folder), tmp_path / folder, command)]
+
+    def test_runs_of_one_second_and_the_default_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("hydra.core.utils.datetime", Frozen)
+        monkeypatch.setattr(sys, "argv", ["search"])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+        def job(config: DictConfig, folder: Path) -> None:
+            assert config.folder == str(folder.relative_to(tmp_path))
+            (folder / "config.yaml").write_text("")
+
+        for _ in range(3):
+            assert launch("search", job) == 0, capsys.readouterr().err
+        monkeypatch.setattr(sys, "argv", ["search", "-m", "seed=0,1"])
+        assert launch("search", lambda config, folder: (folder / "config.yaml").touch()) == 0, capsys.readouterr().err
+        monkeypatch.setattr(sys, "argv", ["search", "-c", "job", "--resolve"])
+        assert launch("search", job) == 0
+        name = "runs/search/2026-01-02_03-04-05"
+        made = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("config.yaml")]
+        assert sorted(Path(path).parent.as_posix() for path in made) == [
+            name, f"{name}_1", f"{name}_2", f"{name}_3/0", f"{name}_3/1"
+        ]  # fmt: skip

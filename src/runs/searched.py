@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -37,12 +38,14 @@ def run_of(genotype: str) -> RunFolder | None:
     Args:
         genotype: the folder itself, or the path of a file in it or in its `checkpoints`; anything else is no run's.
     """
+    if not os.path.exists(genotype):  # a name, or a text, which may be too long for a path
+        return None
     path = Path(genotype)
     folders = [path, path.parent] + [path.parent.parent] * (path.parent.name == RunFolder("").checkpoints.name)
     for folder in folders:
         try:
             read_settings(folder)
-        except (ConfigError, OSError, ValueError):  # a ValueError is a text that cannot be a path
+        except ConfigError:
             continue
         return RunFolder(folder)
     return None

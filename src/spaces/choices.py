@@ -3,7 +3,7 @@
 A space is a module that holds `LayerChoice`s (one operation of several) and `InputChoice`s (some inputs of several)
 anywhere within it, each with a key. It may be a choice itself. Choices that share a key share their alphas: that is how
 all normal cells are one cell. `RelaxedSpace` owns the alphas and makes the choices continuous; `fix` replaces the choices
-with an architecture's answers. A space needs no code about alphas, gradients or files: examples/mlp_space has one of
+with an architecture's answers. A space needs no code about alphas, gradients or files: examples/signal_space has one of
 twenty-five lines, and `check_space` (src/spaces/check.py) says what is wrong with one.
 """
 

@@ -12,6 +12,8 @@ import torch
 import yaml
 from commands import FEW, SHORT, SMALL, read_json, refused, run
 
+from src.runs.searched import run_of
+
 PACKAGE = '''
 from torch import Tensor, nn
 
@@ -191,6 +193,29 @@ def test_from_the_weights_of_the_search(searched: Path, package: Path) -> None:
 def test_what_does_not_fit_is_refused(typed: list[str], message: str, searched: Path, package: Path) -> None:
     assert message in refused(run("retrain", *RETRAIN, *typed, "folder=refused"))
     assert not (package / "refused").exists()
+
+
+def test_a_published_name_is_not_taken_for_a_file_of_the_current_folder(
+    searched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(searched)
+    assert run_of("DARTS_V2") is None
+    assert run_of("Genotype(" + 300 * "long" + ")") is None
+    for inside in (".", "genotype.json", "checkpoints/epoch_0.json"):
+        found = run_of(inside)
+        assert found is not None
+        assert found.config.samefile(searched / "config.yaml")
+
+
+def test_a_sweep_is_completed(searched: Path, package: Path) -> None:
+    typed = ["-m", *RETRAIN, "genotype=found", "seed=0,1"]
+    done = run("retrain", *typed, "folder=sweep")
+    assert done.code == 0, done.err
+    (package / "sweep" / "1" / "result.json").unlink()
+    done = run("retrain", *typed, "sweep.resume=sweep")
+    assert done.code == 0, done.err
+    assert "sweep/0: finished before" in done.out
+    assert settings("sweep/1")["space"] == {"_target_": "own_package.Base", "depth": 3}
 
 
 def test_settings_on_the_command_line_come_first(searched: Path, package: Path) -> None:

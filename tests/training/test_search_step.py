@@ -317,13 +317,11 @@ def test_dropout_draws_the_same_numbers_in_every_pass_of_a_step() -> None:
     errors = []
     for batch in batches(3):
         step = VirtualStep.of(weight_optimizer, search.weights())
-        losses = {
-            name: search.loss_on(batch[half]) for name, half in (("weight_loss", "weights"), ("arch_loss", "arch"))
-        }
-        problem = Bilevel(weights=search.weights(), alphas=search.alphas(), step=step, **losses)
+        weight_loss, arch_loss = search.loss_on(batch["weights"]), search.loss_on(batch["arch"])
+        problem = Bilevel(weight_loss, arch_loss, search.weights(), search.alphas(), step)
         exact, near = Exact()(problem), FiniteDifference(epsilon=1e-4)(problem)
         errors.append(max(float((exact.total[name] - near.total[name]).abs().max()) for name in exact.total))
-        first, second = (losses["weight_loss"](search.weights(), search.alphas()) for _ in range(2))
+        first, second = (weight_loss(search.weights(), search.alphas()) for _ in range(2))
         assert torch.equal(first, second)
         search.step_alphas(batch, weight_optimizer, alpha_optimizer)
         search.step_weights(batch["weights"], weight_optimizer)

@@ -28,6 +28,7 @@ from src.fast.forms import fused_form
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.devices import own_gpu
 from src.runs.targets import TARGET, build, check, fit, locate, plain, within
+from src.runs.values import show
 from src.spaces.evaluation import training_settings_of
 from src.training.parallel import Averaging
 from src.training.retrain import RetrainModule
@@ -136,7 +137,8 @@ def build_trainer(
     settings = plain(config.trainer)
     if settings.pop("sync_batchnorm", False):
         synchronise(module)
-    _check_fits(module, settings, config.callbacks or {}, chosen)
+    loggers = _all(config.logger, "logger")
+    _check_fits(module, settings, config.callbacks or {}, chosen, loggers)
     sweeps = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweeps and settings.get("devices") == 1 and settings.get("accelerator", "auto") in ("auto", "gpu", "cuda"):
         gpus = torch.cuda.device_count()
@@ -147,7 +149,7 @@ def build_trainer(
         "trainer",
         callbacks=[*first, *chosen, *last, Checkpoints(folder, config.checkpoint_minutes)],
         plugins=[WholeCheckpoints()],
-        logger=_all(config.logger, "logger"),
+        logger=loggers,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
         enable_model_summary=False,
         default_root_dir=str(folder),
@@ -191,20 +193,26 @@ _REFUSED_CALLBACKS_OF_A_SEARCH = (
 
 
 def _check_fits(
-    module: L.LightningModule, settings: Mapping[Any, Any], nodes: Mapping[Any, Any], chosen: Sequence[L.Callback]
+    module: L.LightningModule,
+    settings: Mapping[Any, Any],
+    nodes: Mapping[Any, Any],
+    chosen: Sequence[L.Callback],
+    loggers: Sequence[Any],
 ) -> None:
     searches = not module.automatic_optimization
     refused = {**_REFUSED_SETTINGS, **(_REFUSED_SETTINGS_OF_A_SEARCH if searches else {})}
     for name, (default, reason) in refused.items():
         if settings.get(name) not in (None, default):
-            raise ConfigError(f"trainer.{name}={settings[name]} is not supported: {reason}")
-    for callback in chosen if searches else ():
-        if isinstance(callback, _REFUSED_CALLBACKS_OF_A_SEARCH):
-            names = [name for name, node in nodes.items() if type(callback).__name__ in str(node)]
+            raise ConfigError(f"trainer.{name}={show(settings[name])} is not supported: {reason}")
+    for callback in chosen:
+        kind = type(callback).__name__
+        keys = ", ".join(f"callbacks.{name}" for name, node in nodes.items() if kind in str(node))
+        if searches and isinstance(callback, _REFUSED_CALLBACKS_OF_A_SEARCH):
             raise ConfigError(
-                f"callbacks.{', '.join(names)}: a search cannot use {type(callback).__name__}, which works with a single "
-                "optimiser that Lightning steps"
+                f"{keys}: a search cannot use {kind}, which works with one optimiser that Lightning steps"
             )
+        if isinstance(callback, callbacks.LearningRateMonitor) and not loggers:
+            raise ConfigError(f"{keys}: {kind} needs a logger, such as logger=tensorboard")
 
 
 def check_optimizers(module: L.LightningModule) -> None:

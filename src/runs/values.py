@@ -45,20 +45,23 @@ def convert(value: Any, annotation: Any) -> Any:
 
 def describe(annotation: Any) -> str:
     """Return what a value has to be, in words: `a whole number or null`."""
+    return " or ".join(sorted(dict.fromkeys(_alternatives(annotation)), key=lambda words: words == "null"))
+
+
+def _alternatives(annotation: Any) -> list[str]:
     if annotation in _WORDS:
-        return _WORDS[annotation]
+        return [_WORDS[annotation]]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return describe(arguments[0])
+        return _alternatives(arguments[0])
     if origin in (Union, types.UnionType):
-        words = list(dict.fromkeys(describe(member) for member in sorted(arguments, key=lambda m: m is types.NoneType)))
-        return " or ".join(words)
+        return [words for member in arguments for words in _alternatives(member)]
     if origin is Literal:
-        return " or ".join(map(str, arguments))
+        return [str(value) for value in arguments]
     if (origin or annotation) in (list, tuple, Sequence):
-        kinds = list(dict.fromkeys(describe(kind) for kind in arguments if kind is not Ellipsis))
-        return "a list" + (f" of values that are each {' or '.join(kinds)}" if kinds else "")
-    return f"a {annotation.__name__}" if isinstance(annotation, type) else str(annotation)
+        kinds = dict.fromkeys(describe(kind) for kind in arguments if kind is not Ellipsis)
+        return ["a list" + (f" of values that are each {' or '.join(kinds)}" if kinds else "")]
+    return [f"a {annotation.__name__}" if isinstance(annotation, type) else str(annotation)]
 
 
 def show(value: Any) -> str:

@@ -122,6 +122,20 @@ def test_no_schedule_is_a_constant_rate(here: Path) -> None:
             "optimizer.schedule._target_=torch.optim.lr_scheduler.ReduceLROnPlateau",
             "optimizer.schedule must be a function of the epoch, ReduceLROnPlateau needs a metric",
         ),
+        ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches=2 is not supported: a search steps"),
+        ("trainer.gradient_clip_val=1", "trainer.gradient_clip_val=1 is not supported: set optimizer.gradient_clip"),
+        ("trainer.max_steps=4", "trainer.max_steps=4 is not supported: Lightning counts the steps of both optimisers"),
+        ("trainer.fast_dev_run=true", "trainer.fast_dev_run=true is not supported: it leaves out checkpoints"),
+        ("trainer.precision=foo", "trainer.precision must be 64 or 32 or 16 or transformer-engine"),
+        ("trainer.logger=true", "trainer.logger is set by the command, remove it"),
+        (
+            "callbacks.own._target_=lightning.pytorch.callbacks.LearningRateMonitor",
+            "callbacks.own: LearningRateMonitor needs a logger, such as logger=tensorboard",
+        ),
+        (
+            "+callbacks.own={_target_:lightning.pytorch.callbacks.StochasticWeightAveraging,swa_lrs:0.1}",
+            "callbacks.own: a search cannot use StochasticWeightAveraging, which works with one optimiser",
+        ),
     ],
 )
 def test_refused_in_one_line(typed: str, line: str, here: Path) -> None:

@@ -35,11 +35,11 @@ from src.runs.targets import own_traceback
 
 Prepare = Callable[[DictConfig, Sequence[str]], DictConfig]
 
-FAILED, MISTAKE = 1, 2  # exit codes; a mistake is what the user can put right
+FAILED, MISTAKE = 1, 2  # exit codes; a mistake is the user's, to be corrected
 
 
 class UserError(Exception):
-    """Something the user can put right, said in one line."""
+    """A mistake of the user, described in one line."""
 
 
 @contextmanager
@@ -56,12 +56,12 @@ def mistakes() -> Iterator[None]:
 def launch(command: str, job: Callable[[DictConfig, Path], None], prepare: Prepare | None = None) -> int:
     """Run `job(config, folder)` for what the command line asks for, once or for each job of a sweep.
 
-    `command` names the primary config in conf/. `folder` exists and is the job's own. A job that fails, or that is
-    refused, does not keep a sweep from its other jobs; one that is interrupted ends the sweep. `prepare` returns the
-    settings of a new run, given those composed and the overrides of the command line.
+    `command` names the primary config in conf/. `folder` exists and belongs to the job alone. After a job that fails or is
+    refused, a sweep continues with its other jobs; an interrupted job ends the sweep.
+    `prepare` returns the settings of a new run, given the composed ones and the overrides of the command line.
 
     Returns:
-        The exit code: 0, 1 if a run failed, 2 if the user can put it right.
+        The exit code: 0, 1 if a run failed, 2 if the user has made a mistake.
     """
     # Hydra would print errors itself, in several lines and with exit code 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -90,6 +90,8 @@ def launch(command: str, job: Callable[[DictConfig, Path], None], prepare: Prepa
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(composition_mistake(command, sys.argv[1:], error))
     except OSError as error:
+        if error.filename is None:
+            raise
         return _refuse(f"cannot make the folder {error.filename}: {error.strerror} (folder=...)")
     finally:
         sys.argv = typed
@@ -122,8 +124,8 @@ def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConf
             drop_inherited(config, overrides)
             if prepare is not None:
                 config = prepare(config, overrides)
-            config = _to_go_on(command, config, folder, sweeps=sweeps)
-            drop_inherited(config, overrides)  # what a run to go on with has saved is inherited, too
+            config = _resumed(command, config, folder, sweeps=sweeps)
+            drop_inherited(config, overrides)  # settings that a resumed run has saved are inherited, too
             check(command, config)
             check_targets(command, config)
         with own_loggers():
@@ -145,7 +147,7 @@ def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConf
 
 
 class _JobEnded(Exception):
-    """A job ended with an exit code other than 0, and has said why."""
+    """A job ended with an exit code other than 0, and has printed why."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -153,18 +155,18 @@ class _JobEnded(Exception):
 
 
 class _Done(Exception):
-    """A job of a sweep that was to be completed has nothing left to do."""
+    """A job of a resumed sweep has nothing left to do."""
 
 
-def _to_go_on(command: str, config: DictConfig, folder: Path, *, sweeps: bool) -> DictConfig:
-    """Return the settings of a job: those composed or, for one that goes on, its own."""
+def _resumed(command: str, config: DictConfig, folder: Path, *, sweeps: bool) -> DictConfig:
+    """Return the settings of a job: the composed ones or, if it is resumed, its saved ones."""
     overrides = HydraConfig.get().overrides.task
     if not sweeps:
         if config.sweep.resume is not None:
-            raise ConfigError("sweep.resume goes with --multirun, allowed for one run is resume=FOLDER")
+            raise ConfigError("sweep.resume needs --multirun; to resume a single run, use resume=FOLDER")
         return config if config.resume is None else with_saved_settings(command, config, overrides, folder)
     if config.resume is not None:
-        raise ConfigError("resume takes one run, allowed for a sweep is sweep.resume=FOLDER")
+        raise ConfigError("resume works for a single run; to resume a sweep, use sweep.resume=FOLDER")
     if config.sweep.resume is None or not RunFolder(folder).config.exists():
         return config
     saved, _ = read_settings(folder)

@@ -480,7 +480,7 @@ class TestBadResume:
                 [f"resume={folder}", "checkpoint_minutes=-1", "epochs=9"],
                 "checkpoint_minutes must be 0 (every step) or more",
             ),
-            ([f"sweep.resume={folder}"], "sweep.resume goes with --multirun"),
+            ([f"sweep.resume={folder}"], "sweep.resume needs --multirun"),
         ):
             assert part in refused(run("search", *typed))
         assert "python -m src.search resume=" in refused(run("retrain", f"resume={folder}"))

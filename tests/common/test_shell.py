@@ -6,7 +6,7 @@ import shlex
 import subprocess
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -30,6 +30,7 @@ def read(text: str) -> object:
 @example("\\${a}")
 @example(" ends in a backslash \\")
 def test_override_sets_exactly_the_text(value: str) -> None:
+    assume(value != "???")  # OmegaConf's own word for a value that is missing
     assert read(override("resume", value)) == value
 
 

@@ -46,10 +46,11 @@ METHODS = {
     "gdas": Method(relaxation=GumbelHard(temperature=2.0)),
     "pc_darts": Method(mixed_op=PartialChannels(k=2), edge_weights=True, discretizer=StrongestProduct()),
 }
+# Without joined statistics the passes differ in nothing but their batches: one hypergradient, with every kind of pass.
 CASES = [
     (space, hypergradient, synced, "darts")
     for space, hypergradient, synced in itertools.product(SPACES, HYPERGRADIENTS, (True, False))
-    if (space, hypergradient) != ("fused", "exact")
+    if (space, hypergradient) != ("fused", "exact") and (synced or hypergradient == "finite_difference")
 ]
 CASES += [("reference", "first_order", True, method) for method in METHODS if method != "darts"]
 

@@ -248,14 +248,13 @@ class _Convolutions(Branch):
         )
 
 
-class Convolution(_Convolutions):
-    """ReLU, depthwise and pointwise convolution: a dilated convolution."""
+class _OneConvolution(_Convolutions):
+    """ReLU and one convolution, whose output is the term."""
 
-    def __init__(self, operations: Sequence[DilatedConv]) -> None:
+    def __init__(self, layers: _Layers, norms: Sequence[nn.BatchNorm2d]) -> None:
         super().__init__()
-        self.layers, self.norms = _depthwise_separable(operations)
-        self.channels, self.convolutions = self.layers.channels, self.layers.convolutions
-        self.parameters = self.layers.parameters
+        self.layers, self.norms = layers, norms
+        self.channels, self.convolutions, self.parameters = layers.channels, layers.convolutions, layers.parameters
 
     def forward(self, x: Tensor, statistics: Statistics) -> None:
         """Compute the term of a state."""
@@ -265,6 +264,20 @@ class Convolution(_Convolutions):
     def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
         """Return the gradients of `parameters`, and write that of the state."""
         return self.layers.backward(incoming, self.term)[2]
+
+
+class Convolution(_OneConvolution):
+    """ReLU, depthwise and pointwise convolution: a dilated convolution."""
+
+    def __init__(self, operations: Sequence[DilatedConv]) -> None:
+        super().__init__(*_depthwise_separable(operations))
+
+
+class Pointwise(_OneConvolution):
+    """ReLU and a 1x1 convolution."""
+
+    def __init__(self, operations: Sequence[Any]) -> None:
+        super().__init__(_Layers(None, [operation[1] for operation in operations]), [o[2] for o in operations])
 
 
 class Separable(_Convolutions):
@@ -305,26 +318,6 @@ class Separable(_Convolutions):
 
 def _depthwise_separable(layers: Sequence[Any]) -> tuple[_Layers, list[nn.BatchNorm2d]]:
     return _Layers([layer[1] for layer in layers], [layer[2] for layer in layers]), [layer[3] for layer in layers]
-
-
-class Pointwise(_Convolutions):
-    """ReLU and a 1x1 convolution."""
-
-    def __init__(self, operations: Sequence[Any]) -> None:
-        super().__init__()
-        self.layers = _Layers(None, [operation[1] for operation in operations])
-        self.norms = [operation[2] for operation in operations]
-        self.channels, self.convolutions = self.layers.channels, self.layers.convolutions
-        self.parameters = self.layers.parameters
-
-    def forward(self, x: Tensor, statistics: Statistics) -> None:
-        """Compute the term of a state."""
-        z, self.moments = self.layers.forward(x)
-        self.tensors = [z]
-
-    def backward(self, incoming: Incoming) -> Sequence[Tensor | None]:
-        """Return the gradients of `parameters`, and write that of the state."""
-        return self.layers.backward(incoming, self.term)[2]
 
 
 class Reduce(_Convolutions):

@@ -97,13 +97,12 @@ def convolve(
     shape = (edges, x.shape[1], channels_out, height_out, width_out)
     z = empty(shape, like=x) if out is None else out
     _check("out", z, shape, dtype)
-    sums = torch.empty(2, edges, channels_out, dtype=SUMS)
-    shift = x.new_empty(edges, channels_out)
+    moments = torch.empty(3, edges, channels_out, dtype=SUMS)
     _call(
         "convolve", dtype, _shape(x, z, geometry), _images(x), _array(rescale, (2, edges, channels), dtype),
-        _addresses(depthwise, edges), _addresses(pointwise, edges), _written(z), sums, shift,
+        _addresses(depthwise, edges), _addresses(pointwise, edges), _written(z), moments,
     )  # fmt: skip
-    return z, _moments(sums, z, shift=shift)
+    return z, moments
 
 
 def convolve_backward(
@@ -180,9 +179,9 @@ def pool(x: Tensor, geometry: Geometry, *, largest: bool, centre: bool = False) 
     """
     _check_pool(x, geometry)
     pooled = empty((*x.shape[:3], *geometry.size(*x.shape[3:])), like=x)
-    shift = x.new_empty(1, x.shape[2]) if centre else None
-    _call("pool", x.dtype, _shape(x, pooled, geometry), int(largest), _images(x), _written(pooled), shift)
-    return pooled, None if shift is None else moments(pooled, shift=shift)
+    moments = torch.empty(3, 1, x.shape[2], dtype=SUMS) if centre else None
+    _call("pool", x.dtype, _shape(x, pooled, geometry), int(largest), _images(x), _written(pooled), moments)
+    return pooled, moments
 
 
 def pool_backward(grad: Tensor, x: Tensor, geometry: Geometry, *, largest: bool, into: Tensor, add: bool) -> None:
@@ -232,25 +231,19 @@ def dots(images: Tensor, terms: Sequence[Tensor], shifts: Tensor | None = None) 
     return sums
 
 
-def moments(images: Tensor, *, shift: Tensor | None = None, about: Tensor | None = None) -> Tensor:
-    """Return the mean over pixels of images (K, N, C, H, W), the sum of squared deviations, and `shift`: (3, K, C).
+def moments(images: Tensor, *, about: Tensor | None = None) -> Tensor:
+    """Return the mean over pixels of images (K, N, C, H, W), the sum of squared deviations, and the shift, 0: (3, K, C).
+
+    Of images that something was subtracted from, the shift is what they had more before.
 
     Args:
         images: (K, N, C, H, W).
-        shift: (K, C), what the images had more before something was taken from them; 0 if None.
         about: (K, C), constants near the means, so that no precision is lost; 0 if None.
     """
-    shifts = None if about is None else torch.stack([about, about])
-    return _moments(dots(images, [images], shifts), images, shift=shift, about=about)
-
-
-def _moments(sums: Tensor, images: Tensor, *, shift: Tensor | None = None, about: Tensor | None = None) -> Tensor:
-    """Return `moments`, given the sums of images less `about` and of their squares."""
-    total, squares = sums
-    mean = total / (images.numel() // sums[0].numel())
+    total, squares = dots(images, [images], None if about is None else torch.stack([about, about]))
+    mean = total / (images.numel() // total.numel())
     squares = (squares - total * mean).clamp_(min=0)
-    mean = mean if about is None else mean + about
-    return torch.stack([mean, squares, torch.zeros_like(mean) if shift is None else shift.to(SUMS)])
+    return torch.stack([mean if about is None else mean + about, squares, torch.zeros_like(mean)])
 
 
 def empty(shape: Sequence[int], *, like: Tensor) -> Tensor:
@@ -261,13 +254,7 @@ def empty(shape: Sequence[int], *, like: Tensor) -> Tensor:
 
 def _check(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raise a ValueError unless a tensor is of this shape, with no dimension of 0, and of this dtype, in memory."""
-    if (
-        tensor.shape != torch.Size(shape)
-        or tensor.dtype != dtype
-        or dtype not in _SUFFIXES
-        or not tensor.is_cpu
-        or 0 in tensor.shape
-    ):
+    if tensor.shape != shape or tensor.dtype is not dtype or dtype not in _SUFFIXES or not tensor.is_cpu or 0 in shape:
         raise ValueError(
             f"{name} must be {tuple(shape)}, without 0, {dtype} (float32 or float64) on a CPU, "
             f"got {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
@@ -377,7 +364,9 @@ def _written(images: Tensor | None) -> Any:
     """Return images that a kernel writes: no two pixels may be one."""
     if images is None:
         return ctypes.byref(_Images())
-    if any(stride == 0 and size > 1 for stride, size in zip(images.stride(), images.shape, strict=True)):
+    if 0 in images.stride() and any(
+        stride == 0 and size > 1 for stride, size in zip(images.stride(), images.shape, strict=True)
+    ):
         raise ValueError(f"images to write must not be expanded, got strides {images.stride()}")
     return _images(images)
 

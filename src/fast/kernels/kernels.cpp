@@ -532,13 +532,25 @@ inline Vector<T> finite_mean(Vector<T> sum, Int count) {
     return mean;
 }
 
-// Writes z less `shift` (edges, out_channels), and to sums (2, edges, out_channels) those of that and of its square over
-// pixels. A BatchNorm follows, which no shift changes; but a variance is a difference of such sums, and means nothing where
-// a large mean is in both. The shift is the mean over the middle row of the first image.
+// Turns what `moments` (3, channels) begins with, sums over pixels of values less `shift` and of their squares, into the
+// mean of those, the sum of squared deviations from it, and the shift.
+template <typename T>
+inline void finish_moments(double* moments, const T* shift, Int channels, Int pixels) {
+    for (Int c = 0; c < channels; ++c) {
+        const double total = moments[c], mean = total / pixels, deviations = moments[channels + c] - total * mean;
+        moments[c] = mean;
+        moments[channels + c] = deviations < 0 ? 0 : deviations;  // nan stays nan
+        moments[2 * channels + c] = shift[c];
+    }
+}
+
+// Writes z less a shift of each channel, and `moments` (3, edges * out_channels) of that. A BatchNorm follows, which no
+// shift changes; but a variance is a difference of sums of squares, and means nothing where a large mean is in both. The
+// shift is the mean over the middle row of the first image.
 template <typename T>
 void convolve(
     const Geometry& g, Images<const T> x, const T* rescale, const T* const* depthwise, const T* const* pointwise, Images<T> z,
-    double* sums, T* shift, int threads) {
+    double* moments, int threads) {
     const Rectified<T> rectified(g);
     const Weights<T> weights(g, rectified.padded, depthwise, pointwise);
     const Int padded = rectified.padded, out_padded = weights.out_padded;
@@ -552,6 +564,7 @@ void convolve(
             row, out_padded, depthwise[0] ? d : seen, padded, weights.forward.data + k * padded * out_padded, g.channels,
             g.out_width);
     };
+    const Buffer<T> shift(g.edges * g.out_channels);
     {
         Buffer<T> y(rectified.size()), d(g.out_width * padded), row(g.out_width * out_padded);
         const Int middle = g.out_height / 2;
@@ -561,7 +574,7 @@ void convolve(
             for_vectors<T>(g.out_channels, [&](Int c, auto v) {
                 Vector<T> sum{};
                 for (Int p = 0; p < g.out_width; ++p) sum += at(row.data + p * out_padded + c);
-                v.store(shift + k * g.out_channels + c, finite_mean<T>(sum, g.out_width));
+                v.store(shift.data + k * g.out_channels + c, finite_mean<T>(sum, g.out_width));
             });
         }
     }
@@ -581,7 +594,7 @@ void convolve(
                     compute_row(row.data, d.data, y.data, k, i);
                     T* to = z.row(k, n, i);
                     for_vectors<T>(g.out_channels, [&](Int c, auto v) {
-                        const Vector<T> less = v.load(shift + k * g.out_channels + c);
+                        const Vector<T> less = v.load(shift.data + k * g.out_channels + c);
                         InTurn<T> sum, square;
                         for_blocks<4>(g.out_width, [&](Int p, auto size) {
 #pragma GCC unroll 4
@@ -601,7 +614,8 @@ void convolve(
             }
     }
     failure.check();
-    partial.add_up(g.batch, sums, threads);
+    partial.add_up(g.batch, moments, threads);
+    finish_moments(moments, shift.data, g.edges * g.out_channels, g.batch * g.out_height * g.out_width);
 }
 
 // The depthwise convolution turned round. With a stride, an input pixel is reached by those taps only that its place
@@ -833,9 +847,9 @@ inline Int pixels_within(const Geometry& g, Int i, Int j) {
            (std::min(left + g.kernel, g.width) - std::max<Int>(left, 0));
 }
 
-// Writes what is pooled; where `shift` (channels) is asked for, less that, for a BatchNorm as in `convolve`.
+// Writes what is pooled; where `moments` (3, channels) are asked for, less a shift of each channel, as in `convolve`.
 template <typename T>
-void pool(const Geometry& g, bool largest, Images<const T> x, Images<T> y, T* shift, int threads) {
+void pool(const Geometry& g, bool largest, Images<const T> x, Images<T> y, double* moments, int threads) {
     const Window<T> window(g);
     const Vector<T> lowest = Vector<T>{} - std::numeric_limits<T>::infinity();
     const auto pooled = [&](const T* image, Int i, Int j, Int c) {
@@ -850,35 +864,52 @@ void pool(const Geometry& g, bool largest, Images<const T> x, Images<T> y, T* sh
             for_taps(window, g.kernel, [&](Int, Int place) { result += at(seen + place); });
         return largest ? result : result / T(pixels_within(g, i, j));
     };
-    if (shift) {
+    const Buffer<T> shift(g.channels);
+    const Int padded = window.padded;
+    const Partial<double> partial(g.batch, moments ? 2 * g.channels : 0);
+    if (moments) {
         Buffer<T> image(window.size());
         if (largest) std::fill_n(image.data, window.size(), lowest[0]);
         window.fill(image.data, x, 0, g);
         for_vectors<T>(g.channels, [&](Int c, auto v) {
             Vector<T> sum{};
             for (Int j = 0; j < g.out_width; ++j) sum += pooled(image.data, g.out_height / 2, j, c);
-            v.store(shift + c, finite_mean<T>(sum, g.out_width));
+            v.store(shift.data + c, finite_mean<T>(sum, g.out_width));
         });
     }
     Failure failure;
 #pragma omp parallel num_threads(threads)
     {
         Buffer<T> image(window.size(), std::nothrow);
-        const Int batch = failure.batch_if_all({image.data}, g.batch);
+        Buffer<double> totals(2 * padded, std::nothrow);
+        const Int batch = failure.batch_if_all({image.data, totals.data}, g.batch);
         if (largest && batch) std::fill_n(image.data, window.size(), lowest[0]);
 #pragma omp for schedule(dynamic)
         for (Int n = 0; n < batch; ++n) {
             window.fill(image.data, x, n, g);
+            std::fill_n(totals.data, 2 * padded, 0.0);
             for (Int i = 0; i < g.out_height; ++i)
                 for_vectors<T>(g.channels, [&](Int c, auto v) {
-                    const Vector<T> less = shift ? v.load(shift + c) : Vector<T>{};
+                    const Vector<T> less = v.load(shift.data + c);
                     T* to = y.row(0, n, i) + c;
-                    for (Int j = 0; j < g.out_width; ++j)
-                        v.store(to + j * y.pixel, pooled(image.data, i, j, c) - less);
+                    Vector<T> sum{}, square{};
+                    for (Int j = 0; j < g.out_width; ++j) {
+                        const Vector<T> value = pooled(image.data, i, j, c) - less;
+                        sum += value;
+                        square += value * value;
+                        v.store(to + j * y.pixel, value);
+                    }
+                    if (!moments) return;
+                    add_to<T>(totals.data + c, sum);
+                    add_to<T>(totals.data + padded + c, square);
                 });
+            if (moments) partial.set(n, totals.data, 2, padded, g.channels, 0, g.channels);
         }
     }
     failure.check();
+    if (!moments) return;
+    partial.add_up(g.batch, moments, threads);
+    finish_moments(moments, shift.data, g.channels, g.batch * g.out_height * g.out_width);
 }
 
 // Writes the gradient of the pool to x_grad, or adds it; that of a maximum goes to the first pixel that has it.
@@ -1001,8 +1032,8 @@ void combine(
 }
 
 // sums (1 + terms, edges, channels): over pixels, of `images` and of its product with each term; of both less `shifts` (1 +
-// terms, edges, channels), unless that is null.
-template <typename T>
+// terms, edges, channels) if `shifted`.
+template <typename T, bool shifted>
 void dots(
     const Geometry& g, Images<const T> images, Int count, const Images<const T>* terms, const T* shifts, double* sums,
     int threads) {
@@ -1024,14 +1055,17 @@ void dots(
                             const Int pixels = std::min<Int>(32, lines.width - start);
                             const T* row = images.row(k, n, i) + start * images.pixel + c;
                             const auto shift = [&](Int t) {
-                                return shifts ? v.load(shifts + (t * g.edges + k) * g.channels + c) : Vector<T>{};
+                                return shifted ? v.load(shifts + (t * g.edges + k) * g.channels + c) : Vector<T>{};
+                            };
+                            const auto read = [&](const T* from, Vector<T> less) {
+                                return shifted ? v.load(from) - less : v.load(from);
                             };
                             const Vector<T> less = shift(0);
                             InTurn<T> sum;
                             for_blocks<4>(pixels, [&](Int p, auto size) {
 #pragma GCC unroll 4
                                 for (int q = 0; q < decltype(size)::value; ++q)
-                                    sum[q] += v.load(row + (p + q) * images.pixel) - less;
+                                    sum[q] += read(row + (p + q) * images.pixel, less);
                             });
                             add_to<T>(totals.data + c, sum.total());
                             for (Int t = 0; t < count; ++t) {
@@ -1042,8 +1076,8 @@ void dots(
                                 for_blocks<4>(pixels, [&](Int p, auto size) {
 #pragma GCC unroll 4
                                     for (int q = 0; q < decltype(size)::value; ++q)
-                                        product[q] += (v.load(row + (p + q) * images.pixel) - less) *
-                                                      (v.load(other + (p + q) * step) - other_less);
+                                        product[q] += read(row + (p + q) * images.pixel, less) *
+                                                      read(other + (p + q) * step, other_less);
                                 });
                                 add_to<T>(totals.data + (1 + t) * padded + c, product.total());
                             }
@@ -1071,8 +1105,8 @@ int failed(F f) {
 #define KERNELS(T, suffix)                                                                                             \
     extern "C" int convolve_##suffix(                                                                                  \
         const Geometry* g, const Images<const T>* x, const T* rescale, const T* const* depthwise,                      \
-        const T* const* pointwise, const Images<T>* z, double* sums, T* shift, int threads) {                          \
-        return failed([&] { convolve<T>(*g, *x, rescale, depthwise, pointwise, *z, sums, shift, threads); });          \
+        const T* const* pointwise, const Images<T>* z, double* moments, int threads) {                                 \
+        return failed([&] { convolve<T>(*g, *x, rescale, depthwise, pointwise, *z, moments, threads); });              \
     }                                                                                                                  \
     extern "C" int convolve_backward_##suffix(                                                                         \
         const Geometry* g, const Images<const T>* grad, const Images<const T>* z, const T* mix,                        \
@@ -1084,8 +1118,8 @@ int failed(F f) {
         });                                                                                                            \
     }                                                                                                                  \
     extern "C" int pool_##suffix(                                                                                      \
-        const Geometry* g, int largest, const Images<const T>* x, const Images<T>* y, T* shift, int threads) {         \
-        return failed([&] { pool<T>(*g, largest, *x, *y, shift, threads); });                                          \
+        const Geometry* g, int largest, const Images<const T>* x, const Images<T>* y, double* moments, int threads) {  \
+        return failed([&] { pool<T>(*g, largest, *x, *y, moments, threads); });                                        \
     }                                                                                                                  \
     extern "C" int pool_backward_##suffix(                                                                             \
         const Geometry* g, int largest, const Images<const T>* grad, const Images<const T>* x,                         \
@@ -1100,7 +1134,9 @@ int failed(F f) {
     extern "C" int dots_##suffix(                                                                                      \
         const Geometry* g, const Images<const T>* images, Int count, const Images<const T>* terms, const T* shifts,    \
         double* sums, int threads) {                                                                                   \
-        return failed([&] { dots<T>(*g, *images, count, terms, shifts, sums, threads); });                             \
+        return failed([&] {                                                                                            \
+            (shifts ? dots<T, true> : dots<T, false>)(*g, *images, count, terms, shifts, sums, threads);               \
+        });                                                                                                            \
     }
 
 KERNELS(float, float32)

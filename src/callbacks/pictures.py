@@ -7,12 +7,12 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from src.common.errors import must_be
 from src.reports.cells import cell_figure, to_array
-from src.spaces.cnn.genotypes import KINDS, Genotype, is_cell_architecture
+from src.spaces.cnn.genotypes import KINDS, Genotype, edge_of, is_cell_architecture
 from src.training.search import SearchModule
 
 
 class CellPictures(L.Callback):
-    """Logs the derived cells as images every `every_n_epochs` epochs, to the loggers that take images."""
+    """Logs the derived cells as images every `every_n_epochs` epochs, in pictures of one size, to the loggers that take images."""
 
     def __init__(self, every_n_epochs: int = 1) -> None:
         if every_n_epochs < 1:
@@ -28,8 +28,10 @@ class CellPictures(L.Callback):
         if not takers or (epoch + 1) % self.every_n_epochs or not is_cell_architecture(architecture):
             return
         genotype = Genotype.from_architecture(architecture)
+        among = [name for key, names in pl_module.net.candidates().items() if edge_of(key) for name in names]
         for kind in KINDS:
-            picture = to_array(cell_figure(getattr(genotype, kind), f"{kind} cell after epoch {epoch}"))
+            title = f"{kind} cell after epoch {epoch}"
+            picture = to_array(cell_figure(getattr(genotype, kind), title, among=among, steady=True))
             for logger in takers:
                 if isinstance(logger, WandbLogger):
                     # Weights & Biases orders everything by step, and Lightning logs an epoch at its last batch.

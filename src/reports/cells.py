@@ -59,31 +59,38 @@ def state_name(state: int) -> str:
     return STATE_NAMES[state] if state < 2 else f"node {state}"
 
 
-def cell_figure(nodes: Sequence[NodeEdges], title: str, *, among: Sequence[str] = ()) -> Figure:
+def cell_figure(nodes: Sequence[NodeEdges], title: str, *, among: Sequence[str] = (), steady: bool = False) -> Figure:
     """Draw a cell: its two inputs at the left, a row for each node, its output at the right.
 
-    A node stands in the column after those of the states it takes, and an edge goes down in the free channel right of
-    the column it comes from, then straight to its operation. So no label lies on another one, on a node or under an
-    edge, whatever the cell.
+    A node stands in the column after those of the states that it takes. An edge goes down in the free channel to the
+    right of its state's column, then straight to its operation. So no label covers another label, a node or an edge,
+    whatever the cell.
 
     Args:
         nodes: the edges of each node, as in `Genotype.normal`; node i is state i + 2.
         title: the line above the drawing.
-        among: the operations of all pictures that are to agree in their colours; by default this cell's.
+        among: the operations of all pictures that share one set of colours; by default those of this cell.
+        steady: give every node a column of its own, and every part the largest width that it can need. All cells with
+            as many nodes and edges, and operations from `among`, then have pictures of one size, in which each node
+            keeps its place: the frames of a slider.
     """
     with settings():
         rows = _rows(nodes)
-        columns = _columns(rows)
+        columns = [0, 0, *range(1, len(rows) + 1)] if steady else _columns(rows)
         channels = _channels(rows, columns)
+        tracks = [len(channel) for channel in channels]
+        if steady:  # any edge may come from an input, and one of each later node from a node
+            tracks = [sum(tracks), *reversed(range(len(rows)))]
         operations = [edge.operation for node in nodes for edge in node]
         colour_of = colours([*among, *operations])
-        label_width = 16 + max((text_width(words(name), _LABEL_SIZE) for name in operations), default=0.0)
+        labels = [*among, *operations] if steady else operations
+        label_width = 16 + max((text_width(words(name), _LABEL_SIZE) for name in labels), default=0.0)
 
         # The right end of each column, then the left end of the next one: between them lies the channel.
         rights = [_MARGIN + _INPUT_WIDTH]
         lefts = [_MARGIN]
-        for channel in channels[:-1]:
-            lefts.append(rights[-1] + _TRACK * len(channel) + 20)
+        for count in tracks[:-1]:
+            lefts.append(rights[-1] + _TRACK * count + 20)
             rights.append(lefts[-1] + label_width + _FUNNEL + _NODE_WIDTH)
         concat_left = rights[-1] + 30
         width = concat_left + _CONCAT_WIDTH + 80 + _MARGIN

@@ -57,6 +57,7 @@ def test_both_cells_of_every_so_many_epochs() -> None:
     assert image.ndim == 3
     assert image.shape[2] in (3, 4)
     assert len(np.unique(image)) > 2, "something is drawn"
+    assert len({image.shape for images in album.images.values() for _, image in images}) == 1
 
 
 def test_another_space_is_not_drawn() -> None:

@@ -52,9 +52,10 @@ def test_every_operation_is_named_as_often_as_the_cell_has_it(cell: tuple[NodeEd
     assert {"concat", "cₖ₋₂", "cₖ₋₁", "A cell"} <= set(drawn)
 
 
+@pytest.mark.parametrize("steady", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_frames_do_not_overlap_and_text_stays_in_the_picture(cell: tuple[NodeEdges, ...]) -> None:
-    figure = cell_figure(cell, "A cell")
+def test_frames_do_not_overlap_and_text_stays_in_the_picture(cell: tuple[NodeEdges, ...], steady: bool) -> None:
+    figure = cell_figure(cell, "A cell", steady=steady)
     frames = boxes(figure)
     assert len(frames) == sum(map(len, cell)) + len(cell) + 3  # operations, nodes, two inputs and the output
     for a, b in combinations(frames, 2):
@@ -103,6 +104,15 @@ def test_edges_lead_from_their_state_through_their_operation_and_pass_no_frame(c
             for left, top, right, bottom in [*frames, first_input, second_input]:
                 apart = max(x0, x1) <= left + 0.1 or min(x0, x1) >= right - 0.1
                 assert apart or max(y0, y1) <= top or min(y0, y1) >= bottom
+
+
+def test_steady_pictures_of_cells_with_as_many_edges_have_one_size() -> None:
+    cells = [random_cell(4, seed) for seed in range(6)] + [CHAIN]
+    figures = [cell_figure(cell, "A cell", among=CANDIDATES, steady=True) for cell in cells]
+    assert len({tuple(figure.get_size_inches()) for figure in figures}) == 1
+    nodes = [[box for box in boxes(figure) if box[2] - box[0] == 50 and box[3] - box[1] == 30] for figure in figures]
+    assert all(places == nodes[0] for places in nodes), "every node keeps its place"
+    assert len(nodes[0]) == 4
 
 
 def test_svg_is_the_same_each_time_and_refers_to_nothing_outside() -> None:

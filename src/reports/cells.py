@@ -14,23 +14,20 @@ from src.reports.drawing import (
     INK,
     MUTED,
     canvas,
-    colours,
-    drawable,
     legend,
     settings,
     text_width,
     to_array,
     to_png,
     to_svg,
-    words,
 )
+from src.reports.names import STATE_NAMES, colours, drawable, in_order, words
 from src.spaces.cnn.genotypes import Edge, NodeEdges
 from src.spaces.cnn.operations import OPERATIONS
 
 # Whoever draws a cell also wants it out of the figure.
-__all__ = ["STATE_NAMES", "cell_figure", "state_name", "to_array", "to_png", "to_svg"]
+__all__ = ["cell_figure", "to_array", "to_png", "to_svg"]
 
-STATE_NAMES = ("cₖ₋₂", "cₖ₋₁")
 INPUTS = (("output of the", "cell before last", STATE_NAMES[0]), ("output of the", "last cell", STATE_NAMES[1]))
 _JOINT, _PALE = "#9aa4ad", "#f1f3f5"
 
@@ -52,11 +49,6 @@ class _Row(NamedTuple):
     edges: list[Edge]
     lanes: list[float]
     middle: float
-
-
-def state_name(state: int) -> str:
-    """Return how pictures name a state: the cell's two inputs are 0 and 1, its nodes count from 2."""
-    return STATE_NAMES[state] if state < 2 else f"node {state}"
 
 
 def cell_figure(nodes: Sequence[NodeEdges], title: str, *, among: Sequence[str] = (), steady: bool = False) -> Figure:
@@ -241,12 +233,6 @@ def _lines_of_text(axes: Axes, x: float, middle: float, lines: Sequence[str]) ->
     for number, line in enumerate(lines):
         y = middle + 12.5 * (number - (len(lines) - 1) / 2)
         axes.text(x, y, line, size=8.5, color=INK if len(lines) == 1 else MUTED, ha="center", va="center")
-
-
-def in_order(operations: Sequence[str]) -> list[str]:
-    """Return the operations, each once: those that are registered in the order of the registry, then all others."""
-    others = sorted(name for name in set(operations) if name not in OPERATIONS)
-    return [name for name in OPERATIONS if name in operations] + others
 
 
 def _family(operation: str) -> str:

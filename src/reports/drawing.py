@@ -23,9 +23,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from src.common.errors import shorten
-from src.spaces.cnn.operations import OPERATIONS, SPARE_COLOURS
-
 PNG_DPI = 144
 FONT = "DejaVu Sans"  # comes with matplotlib
 INK, MUTED, FAINT = "#1f2429", "#66707a", "#d5dade"
@@ -37,26 +34,6 @@ _SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,  # a `$` in somebody's key is a dollar sign
     "axes.unicode_minus": False,
 }
-
-
-def words(candidate: str) -> str:
-    """Return the name of a candidate in pictures: of a registered operation its words, of any other its own name."""
-    known = OPERATIONS.get(candidate)
-    return drawable(known.words if known else candidate.replace("_", " "), 24)
-
-
-def colours(candidates: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each candidate: a registered operation has its own, others take the spare ones in order."""
-    known = {name: OPERATIONS[name].colour for name in candidates if name in OPERATIONS}
-    spare = [colour for colour in SPARE_COLOURS if colour not in known.values()] or SPARE_COLOURS
-    others = [name for name in dict.fromkeys(candidates) if name not in known]
-    found = known | {name: spare[i % len(spare)] for i, name in enumerate(others)}
-    return {name: found[name] for name in candidates}
-
-
-def drawable(text: object, limit: int = 60) -> str:
-    """Return `text` on one line, shortened, without characters that XML does not allow."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in shorten(text, limit))
 
 
 @lru_cache(maxsize=1024)
@@ -80,27 +57,6 @@ def canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     return figure, axes
-
-
-def panel(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Return quiet axes inside a figure, placed in points from its top left corner."""
-    total_width, total_height = figure.get_size_inches() * 72
-    axes = figure.add_axes(
-        (left / total_width, 1 - (top + height) / total_height, width / total_width, height / total_height)
-    )
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(FAINT)
-    axes.tick_params(colors=MUTED, labelsize=8, length=2.5, width=0.6, color=FAINT)
-    axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.7)
-    axes.set_axisbelow(True)
-    return axes
-
-
-def legend_height(texts: Sequence[str], width: float, size: float = 8.5) -> float:
-    """Return the height in points of a legend of `texts` that wraps at `width` points."""
-    return _flow(texts, width, size)[-1][1] + size + 6 if texts else 0.0
 
 
 def legend(

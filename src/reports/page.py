@@ -1,91 +1,200 @@
-"""The report of a run: one HTML page that needs no other file."""
+"""The page of a run: one HTML file that needs no other file. A script moves it through the epochs; it reads without one."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from src.architectures.architecture import Answer
 from src.common.errors import ConfigError
-from src.reports.cells import cell_figure, in_order
-from src.reports.curves import (
-    CELL_NAMES,
-    chart_figure,
-    charts,
-    choices_figure,
-    heat_figure,
-    history_figure,
-    weights_figure,
-)
-from src.reports.drawing import colours, to_svg, words
+from src.common.shell import override, pastable
+from src.reports.decisions import Finding, at_epoch, lead, uniform_entropy, verdict
+from src.reports.names import CELL_NAMES, answers_of, colours, edge_name, in_order, meaning, words
+from src.reports.numbers import UNKNOWN, duration, measured, millions
+from src.reports.plots import Palette, Plot, Tick, chart_plot, charts, positions, ticks, trace
+from src.reports.rails import Rails, rails_of
+from src.reports.settings import Row, name_of, nested_rows, said, settings_in_words
 from src.runs.folder import RunFolder
 from src.runs.saved import SavedRun, Score
-from src.spaces.cnn.genotypes import Genotype, edge_of, parse_cells, split_keys
-from src.spaces.cnn.operations import OPERATIONS
+from src.spaces.cnn.genotypes import Genotype, NodeEdges, edge_key, edge_of, parse_cells, split_keys
 
-UNKNOWN = "-"
 _SPLITS = {"test": "test", "val": "validation"}
 
 
-class Row(NamedTuple):
-    """A row of a table: a name, a value, and how deep the name is nested."""
+class Command(NamedTuple):
+    """Something to type."""
+
+    heading: str
+    text: str
+
+
+class Link(NamedTuple):
+    """A way to the page of another run."""
+
+    text: str
+    href: str
+
+
+class Cell(NamedTuple):
+    """A cell of the architecture, with what its edges weigh."""
+
+    kind: str
+    name: str
+    rails: Rails
+    shares: list[str]
+    """For each edge, from top to bottom, its mixing weight in percent; nothing in a retrain."""
+
+
+class Panel(NamedTuple):
+    """The mixing weights of one choice over the epochs, and which of them each epoch's architecture took."""
+
+    paths: list[tuple[str, str]]  # (class of the colour, SVG path)
+    dots: list[tuple[str, float, float]]
+    strip: list[tuple[str, float, float, float, float]]  # (class of the colour, x, y, width, height)
+    guide: float
+    summary: str
+
+
+class Choice(NamedTuple):
+    """A row of the table of mixing weights."""
+
+    key: str
+    name: str
+    row: int  # in the grid of panels: the node and the state; 0 for choices that are no edges
+    column: int
+    weights: list[tuple[str, float, bool]]  # (percent, weight from 0 to 1, whether it was chosen)
+    lead: str
+    answer: str
+    panel: Panel
+
+
+@dataclass(frozen=True)
+class Table:
+    """Choices with the same candidates."""
 
     name: str
-    value: str
-    depth: int = 0
+    slug: str
+    candidates: list[tuple[str, str]]  # (class of the colour, name)
+    choices: list[Choice]
+    keys: list[str]
+    names: list[str]
+    columns: int
+    """Of the grid of panels; 0 lets them flow."""
+    y_ticks: list[Tick]
 
 
-def render_page(run: SavedRun) -> str:
-    """Return the page of a run. A section whose file is missing says so in one line."""
-    templates = Environment(
+PANEL_WIDTH, PANEL_HEIGHT = 150.0, 74.0
+_PANEL_LEFT, _PANEL_TOP, _PANEL_BOTTOM, _STRIP = 24.0, 4.0, 58.0, 63.0
+
+
+def environment() -> Environment:
+    """Return where the templates are, with escaping of all text."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    cells = _cells(run.genotype)
-    return templates.get_template("page.html.jinja").render(
-        run=run,
-        files=RunFolder(run.folder),
-        title=f"{_what(run)[0].upper()}{_what(run)[1:]}",
-        error=run.result.get("error"),
-        sentence=_sentence(run),
-        limits=_limits(run),
-        facts=_facts(run),
-        cells=[_svg(cell_figure(nodes, CELL_NAMES[kind], among=_used(cells))) for kind, nodes in cells.items()],
-        operations=_operations(cells),
-        answers=[] if cells else [Row(key, _plain(answer)) for key, answer in sorted(run.genotype.items())],
-        curves=_curves(run),
-        weights=_weights(run),
-        settings=_settings(run.config),
-        results=_results(run, cells),
-        commands=_commands(run.result),
+
+
+def render_page(run: SavedRun, *, search: Link | None = None, retrains: Sequence[Link] = ()) -> str:
+    """Return the page of a run. A section whose file is missing says so in one line.
+
+    Args:
+        run: what its folder holds.
+        search: the page of the search that a retrain trains the genotype of.
+        retrains: the pages of the runs that trained this search's genotype.
+    """
+    palette = Palette()
+    cells = cells_of(run.genotype)
+    epochs = _epochs(run)
+    tables = _tables(run, palette)
+    operations = _operations(run, cells, palette)
+    drawn = _cells(run, cells)
+    curves = _curves(run, palette)
+    return (
+        environment()
+        .get_template("run.html.jinja")
+        .render(
+            run=run,
+            files=RunFolder(run.folder),
+            title=f"{_what(run)[0].upper()}{_what(run)[1:]}",
+            error=run.result.get("error"),
+            sentence=_sentence(run),
+            limits=_limits(run),
+            facts=_facts(run),
+            findings=_findings(run),
+            next_commands=next_commands(run),
+            search=search,
+            retrains=retrains,
+            cells=drawn,
+            operations=operations,
+            by_name={name: colour for colour, name, _ in operations},
+            words=words,
+            answers=[] if cells else [Row(key, _answer(answer)) for key, answer in sorted(run.genotype.items())],
+            curves=curves,
+            tables=tables,
+            values=_values(run),
+            epochs=epochs,
+            settings=settings_in_words(_resolved(run.config), run.kind),
+            results=_results(run, cells),
+            commands=_commands(run),
+            panel=(PANEL_WIDTH, PANEL_HEIGHT, _PANEL_LEFT, _PANEL_BOTTOM),
+            data=embedded(_script_data(run, epochs, drawn, operations, tables, curves)),
+            palette=palette.rules(),
+        )
     )
 
 
-def duration(seconds: float | None) -> str:
-    """Return a time in the two largest units that it has, or "-" where it is not known."""
-    if seconds is None:
-        return UNKNOWN
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
+def embedded(data: object) -> Markup:
+    """Return data as JSON inside a `<script>`: nothing in it can end the element or begin another one."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True)
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return Markup(text)
 
 
-def millions(number: float | None) -> str:
-    """Return a count in millions, or "-" where it is not known."""
-    return UNKNOWN if number is None else f"{number / 1e6:.2f}" if number >= 1e5 else f"{number / 1e6:.4f}"
+def shown_path(folder: Path) -> str:
+    """Return a folder as one would type it from here: relative where it lies below the current folder."""
+    absolute = str(folder.absolute())
+    here = os.path.relpath(absolute) if os.path.splitdrive(absolute)[0] == os.path.splitdrive(os.getcwd())[0] else ".."
+    return absolute if here.startswith("..") else here
+
+
+def next_commands(run: SavedRun) -> list[Command]:
+    """Return what to type after a run: what comes next, or how it goes on."""
+    folder = shown_path(run.folder)
+    kind = run.kind if run.kind in ("search", "retrain") else None
+    if run.status == "ok" and kind == "search" and run.genotype:
+        given = [override("genotype", folder)]
+        return [
+            Command("Train what was found from scratch, and test it", pastable("retrain", given)),
+            Command(
+                "The same with four seeds, for a mean that compares",
+                pastable("retrain", ["-m", *given, "seed=0,1,2,3"]),
+            ),
+        ]
+    typed = run.command
+    if run.status == "ok" and kind == "retrain" and typed:
+        others = [text for text in shlex.split(typed)[3:] if text.partition("=")[0] not in ("seed", "folder", "-m")]
+        seed = run.result.get("seed", 0)
+        first = seed + 1 if isinstance(seed, int) and not isinstance(seed, bool) else 1
+        seeds = ",".join(str(first + place) for place in range(3))
+        text = pastable("retrain", ["-m", *others, f"seed={seeds}"])
+        return [Command("Train it with three more seeds, for a mean and a deviation", text)]
+    if kind and run.status in ("interrupted", "unfinished", "failed") and RunFolder(run.folder).last.is_file():
+        return [Command("To resume it from its last checkpoint", pastable(kind, [override("resume", folder)]))]
+    return [Command("To run it again", typed)] if typed and run.status != "ok" else []
 
 
 def genotype_name(config: Mapping[str, Any]) -> str:
@@ -105,8 +214,25 @@ def data_name(run: SavedRun) -> str:
     return name if isinstance(name, str) else UNKNOWN
 
 
-def _svg(figure: Figure) -> Markup:
-    return Markup(to_svg(figure))  # matplotlib escapes the text in it
+def score_name(score: Score) -> str:
+    """Return what a score is, such as `test accuracy`."""
+    return f"{_SPLITS[score.split]} {score.metric}"
+
+
+def cells_of(answers: Mapping[str, Answer]) -> dict[str, tuple[NodeEdges, ...]]:
+    """Return the cells of an architecture by kind; none where it is not of the CNN cell space."""
+    if not any(edge_of(key) for key in answers):
+        return {}
+    plain: dict[str, object] = {
+        key: answer if isinstance(answer, str) else list(answer or ()) for key, answer in answers.items()
+    }
+    # A run's own operations are drawn although the module that registers them is not imported here.
+    own = [answer for answer in answers.values() if isinstance(answer, str)]
+    try:
+        genotype = Genotype.from_architecture(parse_cells(plain, also=own))
+    except ConfigError:
+        return {}
+    return {"normal": genotype.normal, "reduce": genotype.reduce}
 
 
 def _what(run: SavedRun) -> str:
@@ -134,23 +260,45 @@ def _sentence(run: SavedRun) -> str:
     if run.number("seconds") is not None:
         text += f" and {duration(run.number('seconds'))}"
     if run.score and run.score.is_share:
-        text += (
-            f", with a {_name(run.score)} of {100 * run.score.value:.2f} % (error {100 - 100 * run.score.value:.2f} %)"
-        )
+        text += f", with a {score_name(run.score)} of {100 * run.score.value:.2f} % "
+        text += f"(error {100 - 100 * run.score.value:.2f} %)"
     elif run.score:
-        text += f", with a {_name(run.score)} of {run.score.value:.4g}"
+        text += f", with a {score_name(run.score)} of {run.score.value:.4g}"
     return text + "."
 
 
-def _name(score: Score) -> str:
-    return f"{_SPLITS[score.split]} {score.metric}"
+def _findings(run: SavedRun) -> list[Finding]:
+    """Return the verdict on a search or a retrain, in sentences."""
+    score = run.score
+    if run.kind == "search":
+        findings = verdict(run)
+        if findings and score:
+            text = (
+                f"The {score_name(score)} is that of the supernet, in which all candidates run together. It does not rank "
+                "architectures: the test accuracy of a retrain does."
+            )
+            findings.append(Finding(text, "plain"))
+        return findings
+    data = run.result.get("data")
+    samples = data.get("test_samples") if isinstance(data, dict) else None
+    if score is None or score.split != "test":
+        return []
+    text = "Other seeds give other results: only a mean over several compares."
+    if score.is_share and isinstance(samples, int) and samples > 0 and 0 <= score.value <= 1:
+        low, high = measured(score.value, samples)
+        text = (
+            f"On {samples:,} test samples, a {score_name(score)} of {100 * score.value:.2f} % has a 95 % interval from "
+            f"{100 * low:.2f} % to {100 * high:.2f} %. It does not contain the difference between seeds: only a mean over "
+            "several compares."
+        )
+    return [Finding(text, "plain")]
 
 
 def _limits(run: SavedRun) -> list[str]:
     """Return the settings that left out part of every epoch or measurement."""
     trainer = run.config.get("trainer")
     return [
-        f"trainer.{name}={_plain(value)}"
+        f"trainer.{name}={value}"
         for name, value in (trainer.items() if isinstance(trainer, dict) else ())
         if str(name).startswith("limit_") and value is not None and not (isinstance(value, float) and value == 1)
     ]
@@ -161,73 +309,100 @@ def _facts(run: SavedRun) -> list[Row]:
     facts = []
     if run.score:
         value = f"{100 * run.score.value:.2f} %" if run.score.is_share else f"{run.score.value:.4g}"
-        facts.append(Row(_name(run.score), value))
-    for name, label in (("params", "million weights"), ("macs", "million multiply-adds per image")):
-        if run.number(name) is not None:
-            facts.append(Row(label, millions(run.number(name))))
+        facts.append(Row(score_name(run.score), value))
+    for name, label in (("params", "weights"), ("macs", "multiply-adds a sample")):
+        number = run.number(name)
+        if number is not None:
+            facts.append(Row(label, f"{number:,.0f}" if number < 1e6 else f"{millions(number)} million"))
     if run.number("seconds") is not None:
         facts.append(Row("run time", duration(run.number("seconds"))))
     return facts
 
 
-def _cells(answers: Mapping[str, Answer]) -> dict[str, Any]:
-    """Return the cells of an architecture by kind; none where it is not of the CNN cell space."""
-    if not any(edge_of(key) for key in answers):
-        return {}
-    plain: dict[str, object] = {
-        key: answer if isinstance(answer, str) else list(answer or ()) for key, answer in answers.items()
-    }
-    # A run's own operations are drawn although the module that registers them is not imported here.
-    own = [answer for answer in answers.values() if isinstance(answer, str)]
-    try:
-        genotype = Genotype.from_architecture(parse_cells(plain, also=own))
-    except ConfigError:
-        return {}
-    return {"normal": genotype.normal, "reduce": genotype.reduce}
+def _epochs(run: SavedRun) -> list[int]:
+    """Return the epochs that anything is known of."""
+    return sorted({*map(int, run.metrics.get("epoch", [])), *run.alpha_epochs, *run.history})
 
 
-def _operations(cells: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (colour, name, meaning) of every operation in the cells."""
-    used = _used(cells)
-    meanings = {name: OPERATIONS[name].meaning if name in OPERATIONS else "" for name in used}
-    return [(colours(used)[name], words(name), meaning) for name, meaning in meanings.items()]
+def _used(cells: Mapping[str, Sequence[NodeEdges]]) -> list[str]:
+    return in_order(edge.operation for nodes in cells.values() for node in nodes for edge in node)
 
 
-def _used(cells: Mapping[str, Any]) -> list[str]:
-    return in_order([edge.operation for nodes in cells.values() for node in nodes for edge in node])
+def _operations(
+    run: SavedRun, cells: Mapping[str, Sequence[NodeEdges]], palette: Palette
+) -> list[tuple[str, str, str]]:
+    """Return (class of the colour, operation, meaning) of every operation that a cell had in any epoch."""
+    if not cells:
+        return []
+    used = set(_used(cells))
+    for answers in run.history.values():
+        used |= {answer for key, answer in answers.items() if edge_of(key) and isinstance(answer, str)}
+    names = in_order(used)
+    look = colours(names)
+    return [(palette.of(look[name]), name, meaning(name)) for name in names]
 
 
-def _curves(run: SavedRun) -> list[Markup]:
-    epochs = run.metrics.get("epoch", [])
-    return [_svg(chart_figure(chart, epochs, run.metrics)) for chart in charts(run.metrics)] if epochs else []
+def _cells(run: SavedRun, cells: Mapping[str, Sequence[NodeEdges]]) -> list[Cell]:
+    drawn = []
+    for kind, nodes in cells.items():
+        rails = rails_of(nodes)
+        shares = []
+        for node in rails.nodes:
+            for row in node.rows:
+                line = run.alphas.get(edge_key(kind, node.number, row.state), {}).get(row.operation)
+                weight = _weight(line[-1]) if line else ""
+                shares.append(f"{weight} %" if weight else "")
+        drawn.append(Cell(kind, CELL_NAMES[kind], rails, shares))
+    return drawn
 
 
-def _weights(run: SavedRun) -> list[tuple[str, list[Markup]]]:
-    """Return (heading, figures) for each cell, and for the choices that belong to none."""
+def _curves(run: SavedRun, palette: Palette) -> list[Plot]:
+    epochs = [int(epoch) for epoch in run.metrics.get("epoch", [])]
+    if not epochs:
+        return []
+    uniform = uniform_entropy(run.alphas)
+    return [
+        chart_plot(chart, epochs, run.metrics, palette, uniform=uniform if "alpha_entropy" in chart.columns else None)
+        for chart in charts(run.metrics)
+    ]
+
+
+def _values(run: SavedRun) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of metrics.csv, as a table to read."""
+    columns = list(run.metrics)
+    rows = [
+        [_value(name, value) for name, value in zip(columns, row, strict=True)]
+        for row in zip(*run.metrics.values(), strict=True)
+    ]
+    return [name_of(name) for name in columns], rows
+
+
+def _value(name: str, value: object) -> str:
+    if not isinstance(value, (int, float)):
+        return said(value)
+    if not math.isfinite(value):
+        return ""
+    if name == "epoch":
+        return str(int(value))
+    return f"{100 * value:.2f} %" if name.endswith("accuracy") else f"{value:.4g}"
+
+
+def _tables(run: SavedRun, palette: Palette) -> list[Table]:
+    """Return the mixing weights as tables: one for each cell, and one for all other choices with the same candidates."""
+    if not run.alpha_epochs:
+        return []
     cells, others = split_keys(run.alphas)
-    epochs, answers = run.alpha_epochs, run.genotype
-    sections = []
-    for kind, edges in cells.items():
-        name = CELL_NAMES[kind]
-        figure = weights_figure(edges, run.alphas, epochs, answers, f"{name}: mixing weights after each epoch")
-        sections.append((name, figure, [edges[place] for place in sorted(edges)]))
+    groups = [(CELL_NAMES[kind], [edges[place] for place in sorted(edges)]) for kind, edges in cells.items()]
     if others:
-        figure = choices_figure(others, run.alphas, epochs, answers, "Choices: mixing weights after each epoch")
-        sections.append(("Choices", figure, others))
-
-    pictures = []
-    for name, figure, keys in sections:
-        figures = [figure]
-        last = {key: {candidate: line[-1] for candidate, line in run.alphas[key].items()} for key in keys}
-        for same in _alike(keys, last):
-            figures.append(heat_figure(same, last, answers, f"{name}: mixing weights after the last epoch"))
-        if run.history:
-            figures.append(history_figure(run.history, last, f"{name}: derived after each epoch"))
-        pictures.append((name, [_svg(figure) for figure in figures]))
-    return pictures
+        groups.append(("Other choices" if cells else "Choices", others))
+    tables: list[Table] = []
+    for name, keys in groups:
+        for same in _alike(keys, run.alphas):
+            tables.append(_table(run, palette, name, f"w{len(tables)}", same))
+    return tables
 
 
-def _alike(keys: Sequence[str], weights: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+def _alike(keys: Sequence[str], weights: Mapping[str, Mapping[str, object]]) -> list[list[str]]:
     """Group keys by their candidates."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for key in keys:
@@ -235,70 +410,233 @@ def _alike(keys: Sequence[str], weights: Mapping[str, Mapping[str, float]]) -> l
     return list(groups.values())
 
 
-def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
-    """Return the settings as (group, rows): the plain ones first, then a group for each nested one."""
-    plain = [Row(key, _plain(value)) for key, value in config.items() if not _nested(value)]
-    groups = [("run", plain)] if plain else []
-    return groups + [(key, list(_flatten(value, 0))) for key, value in config.items() if _nested(value)]
+def _table(run: SavedRun, palette: Palette, name: str, slug: str, keys: list[str]) -> Table:
+    candidates = list(run.alphas[keys[0]])
+    look = {candidate: palette.of(colour) for candidate, colour in colours(candidates).items()}
+    drawn = [value for key in keys for line in run.alphas[key].values() for value in line if math.isfinite(value)]
+    heaviest = max([*drawn, 0.0]) or 1.0
+    last = at_epoch(run, -1, keys)
+    marks = ticks(0.0, heaviest, count=2)
+    places = [place for key in keys if (place := edge_of(key))]
+    choices = []
+    for key in keys:
+        kept = answers_of(run.genotype, key)
+        place = edge_of(key) if len(places) == len(keys) else None
+        choices.append(
+            Choice(
+                key=key,
+                name=edge_name(key),
+                row=place.node - 1 if place else 0,
+                column=place.state + 1 if place else 0,
+                weights=[
+                    (_weight(value), min(1.0, max(0.0, value)) if math.isfinite(value) else 0.0, candidate in kept)
+                    for candidate, value in last[key].items()
+                ],
+                lead=_weight(lead(last[key], kept)),
+                answer=", ".join(map(words, kept)) or "dropped",
+                panel=_panel(run, key, look, marks[-1]),
+            )
+        )
+    return Table(
+        name=name,
+        slug=slug,
+        candidates=[(look[candidate], words(candidate)) for candidate in candidates],
+        choices=choices,
+        keys=keys,
+        names=candidates,
+        columns=max(place.state for place in places) + 1 if len(places) == len(keys) else 0,
+        y_ticks=[Tick(_height(mark, marks[-1]), f"{100 * mark:g} %") for mark in (marks[0], marks[-1])],
+    )
 
 
-def _nested(value: object) -> bool:
-    return isinstance(value, dict) and bool(value)
+def _height(value: float, highest: float) -> float:
+    return round(_PANEL_BOTTOM - value / highest * (_PANEL_BOTTOM - _PANEL_TOP), 1)
 
 
-def _flatten(mapping: Mapping[Any, Any], depth: int) -> list[Row]:
-    rows = []
-    for key, value in mapping.items():
-        if _nested(value):
-            rows += [Row(str(key), "", depth), *_flatten(value, depth + 1)]
-        else:
-            rows.append(Row(str(key), _plain(value), depth))
-    return rows
+def _panel(run: SavedRun, key: str, look: Mapping[str, str], highest: float) -> Panel:
+    """Return the lines of one choice. Their axis goes from 0 to the same weight for all choices of a table."""
+    xs = positions(run.alpha_epochs, _PANEL_LEFT, PANEL_WIDTH - 3)
+    paths, dots = [], []
+    for candidate, line in run.alphas[key].items():
+        path, lonely = trace(xs, [_height(value, highest) if math.isfinite(value) else math.nan for value in line])
+        paths += [(look[candidate], path)] if path else []
+        dots += [(look[candidate], x, y) for x, y in lonely]
+    last = {name: line[-1] for name, line in run.alphas[key].items()}
+    heavy = sorted((name for name in last if math.isfinite(last[name])), key=lambda name: -last[name])[:2]
+    summary = f"{edge_name(key)} over {len(xs)} epochs; at the end " + (
+        ", ".join(f"{words(name)} {100 * last[name]:.1f} %" for name in heavy) or "no weights"
+    )
+    uniform = _height(1 / len(last), highest)
+    return Panel(paths, dots, list(_strip(run, key, look, xs)), uniform, summary)
 
 
-def _plain(value: object) -> str:
-    """Return a value as YAML has it, on one line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value)) or "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) or "none"
-    return str(value)
+def _strip(
+    run: SavedRun, key: str, look: Mapping[str, str], xs: Sequence[float]
+) -> Iterator[tuple[str, float, float, float, float]]:
+    """Yield a bar for each stretch of epochs whose architectures have the same answer; a dropped edge has none."""
+    step = (xs[-1] - xs[0]) / (len(xs) - 1) if len(xs) > 1 else 12.0
+    kept = [answers_of(run.history.get(epoch, {}), key) for epoch in run.alpha_epochs]
+    start = 0
+    for end in range(1, len(kept) + 1):
+        if end < len(kept) and kept[end] == kept[start]:
+            continue
+        height = 7.0 / max(1, len(kept[start]))
+        left, right = max(xs[start] - step / 2, _PANEL_LEFT), min(xs[end - 1] + step / 2, PANEL_WIDTH - 3)
+        for number, answer in enumerate(kept[start]):
+            if answer in look:
+                yield (look[answer], round(left, 1), round(_STRIP + height * number, 1), round(right - left, 1), height)
+        start = end
 
 
-def _results(run: SavedRun, cells: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
+def _weight(value: float | None) -> str:
+    tenths = _tenths(value)
+    return "" if tenths is None else f"{tenths / 10:.1f}"
+
+
+def _script_data(
+    run: SavedRun,
+    epochs: Sequence[int],
+    cells: Sequence[Cell],
+    operations: Sequence[tuple[str, str, str]],
+    tables: Sequence[Table],
+    curves: Sequence[Plot],
+) -> dict[str, Any]:
+    """Return what the script needs to show another epoch, as plain lists."""
+    return {
+        "epochs": list(epochs),
+        "plots": [
+            {
+                "x": curve.x,
+                "epochs": curve.epochs,
+                "percent": curve.percent,
+                "lines": [[_rounded(value, 5) for value in line.values] for line in curve.lines],
+            }
+            for curve in curves
+        ],
+        "cells": [_frames(run, cell, epochs) for cell in cells] if run.history else [],
+        "alphaEpochs": run.alpha_epochs,
+        "x": positions(run.alpha_epochs, _PANEL_LEFT, PANEL_WIDTH - 3) if run.alpha_epochs else [],
+        "tables": [
+            {
+                "names": [words(name) for name in table.names],
+                "choices": [choice.name for choice in table.choices],
+                "leads": [
+                    [_tenths(lead(weights[key], answers_of(_derived(run, epoch), key))) for key in table.keys]
+                    for epoch, weights in zip(run.alpha_epochs, _each_epoch(run, table.keys), strict=True)
+                ],
+                "weights": [
+                    [[_tenths(run.alphas[key][name][place]) for name in table.names] for key in table.keys]
+                    for place in range(len(run.alpha_epochs))
+                ],
+                "answers": [
+                    [
+                        [
+                            table.names.index(answer)
+                            for answer in answers_of(_derived(run, epoch), key)
+                            if answer in table.names
+                        ]
+                        for key in table.keys
+                    ]
+                    for epoch in run.alpha_epochs
+                ],
+            }
+            for table in tables
+        ],
+        "operations": {name: [words(name), colour] for colour, name, _ in operations},
+    }
+
+
+def _each_epoch(run: SavedRun, keys: Sequence[str]) -> list[dict[str, dict[str, float]]]:
+    return [at_epoch(run, place, keys) for place in range(len(run.alpha_epochs))]
+
+
+def _derived(run: SavedRun, epoch: int) -> Mapping[str, Answer]:
+    """Return the architecture after an epoch; after the last one, the final one where no file has it."""
+    if epoch in run.history:
+        return run.history[epoch]
+    return run.genotype if epoch == run.alpha_epochs[-1] else {}
+
+
+def _frames(run: SavedRun, cell: Cell, epochs: Sequence[int]) -> list[list[list[Any]] | None]:
+    """Return for each epoch the edges of a cell, as [state, operation, weight]; None where no file holds the epoch."""
+    counts = [len(node.rows) for node in cell.rails.nodes]
+    places = {epoch: place for place, epoch in enumerate(run.alpha_epochs)}
+    frames: list[list[list[Any]] | None] = []
+    for epoch in epochs:
+        nodes = cells_of(run.history.get(epoch, {})).get(cell.kind)
+        if nodes is None or [len(node) for node in nodes] != counts:
+            frames.append(None)
+            continue
+        edges: list[list[Any]] = []
+        for number, node in enumerate(nodes, start=2):
+            for edge in sorted(node, key=lambda edge: edge.state):
+                line = run.alphas.get(edge_key(cell.kind, number, edge.state), {}).get(edge.operation)
+                value = line[places[epoch]] if line and epoch in places else math.nan
+                edges.append([edge.state, edge.operation, _tenths(value)])
+        frames.append(edges)
+    return frames
+
+
+def _tenths(value: float | None) -> int | None:
+    """Return a mixing weight in whole tenths of a percent, as tables show it and the script gets it."""
+    return None if value is None or not math.isfinite(value) else round(1000 * value)
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with `${epochs}` and its like, which config.yaml keeps, replaced by their values."""
+
+    def value_of(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: value_of(item) for key, item in value.items()}
+        if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+            found = config.get(value[2:-1], value)
+            return value if isinstance(found, dict) else found
+        return value
+
+    return {key: value_of(value) for key, value in config.items()}
+
+
+def _answer(answer: Answer) -> str:
+    return "dropped" if answer is None else answer if isinstance(answer, str) else ", ".join(answer)
+
+
+def _results(run: SavedRun, cells: Mapping[str, Sequence[NodeEdges]]) -> list[tuple[str, list[Row]]]:
     """Return the result as (group, rows)."""
     result = run.result
     if not result:
         return []
     rows = [Row("status", run.status)]
     rows += [Row("epochs", str(run.epochs) if run.planned_epochs is None else f"{run.epochs} of {run.planned_epochs}")]
-    rows += [Row("stopped by", _plain(result["stopped_by"]))] if result.get("stopped_by") else []
-    rows += [Row(name, _plain(result[name])) for name in ("seed", "method", "order") if result.get(name) is not None]
-    for name, label in (("params", "weights"), ("macs", "multiply-adds per image")):
+    rows += [Row("stopped by", said(result["stopped_by"]))] if result.get("stopped_by") else []
+    rows += [Row(name, said(result[name])) for name in ("seed", "method", "order") if result.get(name) is not None]
+    for name, label in (("params", "weights"), ("macs", "multiply-adds a sample")):
         number = run.number(name)
         if number is not None:
             rows.append(Row(label, f"{number:,.0f}"))
     for kind, nodes in cells.items():
         operations = [edge.operation for node in nodes for edge in node]
         rows.append(Row(f"skip connections, {kind}", f"{operations.count('skip_connect')} of {len(operations)} edges"))
-    rows += [Row("run time", duration(run.number("seconds"))), Row("git commit", _plain(result.get("git_commit")))]
-    groups = [("result", rows)]
-    for name in ("metrics", "data", "machine", "versions"):
-        if _nested(result.get(name)):
-            groups.append((name, _flatten(result[name], 0)))
+    rows += [Row("run time", duration(run.number("seconds"))), Row("git commit", said(result.get("git_commit")))]
+    groups = [("Result", rows)]
+    metrics = result.get("metrics")
+    if isinstance(metrics, dict) and metrics:
+        rows = [Row(name_of(name), _value(str(name), value)) for name, value in metrics.items()]
+        groups.append(("Metrics", rows))
+    for name in ("data", "machine", "versions"):
+        nested = result.get(name)
+        if isinstance(nested, dict) and nested:
+            groups.append((name.capitalize(), nested_rows(nested)))
     return groups
 
 
-def _commands(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (heading, commands): what starts this run anew, and what was typed, where that differs."""
-    command, history = result.get("command"), result.get("commands")
-    if isinstance(command, list):  # as older runs have it
-        command = shlex.join(map(str, command))
-    found = [("To run it again", command)] if isinstance(command, str) and command else []
+def _commands(run: SavedRun) -> list[Command]:
+    """Return what starts this run anew, and what was typed, where that differs."""
+    command, history = run.command, run.result.get("commands")
+    found = [Command("To run it again", command)] if command else []
     if isinstance(history, list) and len(history) > 1:
-        found.append(("How it was run", "\n".join(map(str, history))))
+        found.append(Command("How it was run", "\n".join(map(str, history))))
     return found

@@ -11,7 +11,13 @@ _EPOCH = "epoch_{}.json"
 
 
 class RunFolder:
-    """The folder of a run. Every property is the path of one of its files, whether the file exists or not."""
+    """The folder of a run. Every property is the path of one of its files, whether the file exists or not.
+
+    `OVERVIEW` and `RUNS` are the names of what reports write into a folder of runs, such as that of a sweep.
+    """
+
+    OVERVIEW = "index.html"
+    RUNS = "runs.csv"
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)

@@ -7,9 +7,11 @@ be read is named in `SavedRun.problems`; the others are read all the same.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +63,8 @@ class SavedRun:
     """Epoch -> the architecture derived after it."""
     problems: list[str] = field(default_factory=list)
     """One line for each file that could not be read."""
+    typed: list[str] = field(default_factory=list)
+    """The commands in the head of config.yaml: what started the run, and what resumed it."""
 
     @property
     def kind(self) -> str:
@@ -83,6 +87,16 @@ class SavedRun:
         """The name of a search's method; None where this is not known."""
         method = self.result.get("method")
         return method if isinstance(method, str) else None
+
+    @property
+    def command(self) -> str | None:
+        """What starts a run with these settings; None where this is not known."""
+        command = self.result.get("command")
+        if isinstance(command, list):  # as older runs have it
+            command = shlex.join(map(str, command))
+        if isinstance(command, str) and command:
+            return command
+        return self.typed[0] if self.typed else None
 
     @property
     def epochs(self) -> int:
@@ -161,6 +175,7 @@ def read_run(folder: Path) -> SavedRun:
         return otherwise
 
     run.config = read(files.config, _config, {})
+    run.typed = read(files.config, _commands, []) if run.config else []
     run.result = read(files.result, _object, {})
     run.metrics = read(files.metrics, _metrics, {})
     run.alpha_epochs, run.alphas = read(files.alphas, _alphas, ([], {}))
@@ -199,6 +214,12 @@ def _config(text: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"it must hold a YAML mapping, got a {type(raw).__name__}")
     return {str(key): value for key, value in raw.items()}
+
+
+def _commands(text: str) -> list[str]:
+    """Return the commands above the settings, a comment each."""
+    head = itertools.takewhile(lambda line: line.startswith("# "), text.splitlines())
+    return [line.removeprefix("# ") for line in head]
 
 
 def _architecture(text: str) -> dict[str, Answer]:

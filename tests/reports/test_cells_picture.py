@@ -13,7 +13,8 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.text import Text
 
 from src.reports.cells import cell_figure
-from src.reports.drawing import to_array, to_png, to_svg, words
+from src.reports.drawing import to_array, to_png, to_svg
+from src.reports.names import words
 from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES, Edge, NodeEdges
 
 PUBLISHED = [cell for genotype in NAMED_GENOTYPES.values() for cell in (genotype.normal, genotype.reduce)]

@@ -8,71 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import CELLS, make_long_run, make_run, make_small_run
 
-from src.architectures.architecture import Architecture
 from src.report import main, write_report
-from src.reports.drawing import words
-from src.reports.page import duration
-from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES, edge_key, parse_cells
-
-CELLS = NAMED_GENOTYPES["DARTS_V2"].to_architecture()
-
-
-def make_small_run(folder: Path, **options: Any) -> Path:
-    """Write a run without what takes long to draw."""
-    make_run(folder, **options)
-    for name in ("alphas.csv", "genotype.json"):
-        (folder / name).unlink()
-    record = json.loads((folder / "result.json").read_text())
-    (folder / "result.json").write_text(json.dumps({**record, "genotype": None}))
-    return folder
-
-
-def make_run(folder: Path, *, architecture: Architecture = CELLS, config: str = "", **result: Any) -> Path:
-    """Write a search's folder of two epochs; what it holds is made up, its form is not."""
-    (folder / "checkpoints").mkdir(parents=True)
-    seed = result.get("seed", 0)
-    (folder / "config.yaml").write_text(f"order: 2\nseed: {seed}\nepochs: 2\nfolder: {folder}\n{config}")
-    (folder / "metrics.csv").write_text(
-        "epoch,train_loss,train_accuracy,val_accuracy,lr\n0,2.1,0.25,0.2,0.025\n1,1.5,0.5,,0.01\n"
-    )
-    lines = [
-        f"{epoch},{edge_key(kind, node, state)},{candidate},0.125"
-        for epoch in range(2)
-        for kind in ("normal", "reduce")
-        for node in range(2, 6)
-        for state in range(node)
-        for candidate in CANDIDATES
-    ]
-    (folder / "alphas.csv").write_text("\n".join(["epoch,key,candidate,weight", *lines, ""]))
-    for epoch in range(2):
-        architecture.write(folder / "checkpoints" / f"epoch_{epoch}.json")
-    architecture.write(folder / "genotype.json")
-    record = {
-        "status": "ok",
-        "error": None,
-        "command": ["python", "-m", "src.search", "data.root=my data"],
-        "seed": seed,
-        "order": 2,
-        "kind": "search",
-        "metrics": {"val_accuracy": 0.9},
-        "genotype": architecture.to_plain(),
-        "params": 1_930_618,
-        "macs": 300_255_744,
-        "seconds": 75.2,
-        "versions": {"torch": "2.14.1"},
-        "git_commit": "0123abcd",
-        "data": {"name": "digits"},
-        **result,
-    }
-    (folder / "result.json").write_text(json.dumps(record))
-    return folder
+from src.reports.names import words
+from src.reports.numbers import duration
+from src.spaces.cnn.genotypes import NAMED_GENOTYPES, parse_cells
 
 
 class Page(html.parser.HTMLParser):
     """The texts, tags, attributes and sections of a page; an end tag that closes nothing fails."""
 
-    VOID = ("meta", "br", "link", "img")
+    VOID = ("meta", "br", "link", "img", "input")
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -98,7 +45,7 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.texts += [" ".join(data.split())] if data.strip() else []
 
     def __contains__(self, text: str) -> bool:
@@ -128,7 +75,7 @@ def test_page_holds_cells_curves_weights_settings_and_result(page: Page) -> None
     ]
     for edge in edges:
         assert words(edge.operation) in page.texts
-    assert page.tags.count("svg") == 2 + 3 + 2 * 3  # cells; loss, accuracy, lr; three pictures for each cell
+    assert page.tags.count("svg") == 2 + 3 + 28  # cells; loss, accuracy, lr; a panel for each edge
     for text in ("2 of 8 edges", "3 of 8 edges"):  # skip connections
         assert text in page.texts
     for text in ("Normal cell", "Reduction cell", "1,930,618", "300,255,744", "0123abcd", "deep", "1, 2", "2.14.1"):
@@ -136,8 +83,23 @@ def test_page_holds_cells_curves_weights_settings_and_result(page: Page) -> None
     assert "python -m src.search 'data.root=my data'" in page
 
 
+def test_a_search_says_what_to_do_next_and_how_clear_its_decision_was(page: Page, tmp_path: Path) -> None:
+    assert any(text.startswith("python -m src.retrain genotype=") for text in page.texts)
+    assert "16 of 16 kept edges lead by less than 1 percentage point" in page
+    stopped = make_small_run(tmp_path / "run", status="interrupted", error="stopped by SIGTERM")
+    assert "python -m src.search 'data.root=my data'" in Page(write_report(stopped)).texts
+    (stopped / "checkpoints" / "last.ckpt").touch()
+    (command,) = (text for text in Page(write_report(stopped)).texts if "resume=" in text)
+    assert command.startswith("python -m src.search resume=")
+
+
+def test_a_page_of_fifty_epochs_is_small(tmp_path: Path) -> None:
+    assert write_report(make_long_run(tmp_path / "run")).stat().st_size < 2 << 20
+
+
 def test_page_needs_nothing_from_elsewhere(page: Page) -> None:
-    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert not {"link", "img", "iframe"} & set(page.tags)
+    assert "src" not in dict(page.attributes)
     for name, value in page.attributes:
         if not name.startswith("xmlns"):
             assert "//" not in value
@@ -168,7 +130,9 @@ def test_text_from_files_is_never_markup(tmp_path: Path) -> None:
     (folder / "metrics.csv").write_text(f"epoch,{cell}\n0,1\n")
     (folder / "genotype.json").write_text(json.dumps({HOSTILE: HOSTILE}))
     page = Page(write_report(folder))
-    assert not {"script", "img", "b"} & set(page.tags)
+    assert page.tags.count("script") == 2  # the data, and the script that shows them
+    assert "img" not in page.tags
+    assert "<script>alert" not in page.source
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert page.texts.count(HOSTILE) >= 5
 
@@ -198,7 +162,7 @@ def test_unfinished_retraining_and_another_search_space(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path))
     assert "Retraining 7/genotype.json" in page
     assert "Has not ended: there is no result.json yet after 1 of 3 epochs." in page
-    assert {"first_layer", "wide", "a, b", "null"} <= set(page.texts)
+    assert {"first_layer", "wide", "a, b", "dropped"} <= set(page.texts)
     assert "How the choices were made" not in page
 
 
@@ -218,7 +182,8 @@ def test_table_names_runs_and_aggregates_over_seeds(tmp_path: Path, capsys: pyte
     assert mean[:6] == ["mean ± std of 3 seeds", "search", "digits", "order 2", "0,1,2", "ok"]
     assert mean[6:] == ["93.00 ± 3.61 % val", "1.93", "300.26", "1 min 1 s ± 1.0 s"]
     pages = output.split("\n\n")[1].split()
-    assert len(pages) == 5
+    assert len(pages) == 6
+    assert pages[5] == str(tmp_path / "index.html")
     assert all(Path(page).is_file() for page in pages)
 
 
@@ -394,9 +359,8 @@ def test_operations_that_nothing_is_registered_for_are_drawn(tmp_path: Path) -> 
     )
     assert "The cells" in page.texts
     assert page.texts.count("gated conv") >= 2  # its label and its line in the key
-    assert re.search(r"background: (#\w{6})\"></i>gated conv<", page.source)
-    shades = [re.search(rf"background: (#\w{{6}})\"></i>{name}<", page.source) for name in ("gated conv", "mish")]
-    assert shades[0] is not None
-    assert shades[1] is not None
-    assert shades[0][1] != shades[1][1]
-    assert shades[1][1] in page.source.split("The cells")[1].split("</figure>")[1]  # in the picture of the other cell
+    classes = [re.search(rf'<i class="(k\d+)"></i>{name}<', page.source) for name in ("gated conv", "mish")]
+    assert classes[0] is not None
+    assert classes[1] is not None
+    assert classes[0][1] != classes[1][1]
+    assert f'class="edge {classes[1][1]}"' in page.source.split("Reduction cell</h3>")[1].split("</figure>")[0]

@@ -17,7 +17,8 @@ from src.common.errors import ConfigError
 from src.fast.fused import FusedNetwork, FusedSupernet
 from src.methods.discretizers import Strongest
 from src.reports.cells import cell_figure
-from src.reports.drawing import colours, to_svg, words
+from src.reports.drawing import to_svg
+from src.reports.names import colours, words
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import CANDIDATES, Edge, Genotype, parse_cells
 from src.spaces.cnn.network import Network

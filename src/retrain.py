@@ -26,7 +26,7 @@ from torch import nn
 from src.architectures.architecture import Architecture
 from src.callbacks.record import EpochMetrics
 from src.data.modules import DataModule
-from src.report import write_report
+from src.report import report_sweep, write_report
 from src.runs.build import (
     build_data,
     build_network,
@@ -126,7 +126,7 @@ def retrain(config: DictConfig, folder: Path) -> None:
 
 def main() -> int:
     """Run the command; return its exit code."""
-    return launch("retrain", retrain, with_searched_settings)
+    return launch("retrain", retrain, with_searched_settings, after_sweep=report_sweep)
 
 
 if __name__ == "__main__":

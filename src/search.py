@@ -23,7 +23,7 @@ from src.common.errors import ConfigError
 from src.common.seeding import preserved_randomness
 from src.data.modules import DataModule
 from src.fast import kernels
-from src.report import write_report
+from src.report import report_sweep, write_report
 from src.runs.build import (
     build_data,
     build_network,
@@ -123,7 +123,7 @@ def search(config: DictConfig, folder: Path) -> None:
 
 def main() -> int:
     """Run the command; return its exit code."""
-    return launch("search", search)
+    return launch("search", search, after_sweep=report_sweep)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import shutil
@@ -48,6 +49,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the page, which takes longer to draw than these runs to train."""
     for command in ("search", "retrain"):
         monkeypatch.setattr(f"src.{command}.write_report", lambda folder: folder / "report.html")
+        monkeypatch.setattr(f"src.{command}.report_sweep", lambda folder: None)
 
 
 class Finished(NamedTuple):
@@ -316,7 +318,6 @@ class TestRetrain:
         assert results[1]["genotype"] == NAMED_GENOTYPES["DARTS_V2"].to_architecture().to_plain()
 
 
-@pytest.mark.usefixtures("no_report")
 class TestSweep:
     def test_a_folder_for_each_job(self, tmp_path: Path) -> None:
         done = run("search", "-m", *SEARCH, "seed=0,1", f"folder={tmp_path / 'sweep'}")
@@ -328,7 +329,10 @@ class TestSweep:
         assert [shlex.split(result["command"])[-1] for result in results] == ["seed=0", "seed=1"]
         assert "-m" not in shlex.split(results[0]["command"])[3:]
         for job in jobs:
-            assert set(contents(job)) == SEARCH_FILES - {"report.html"}
+            assert set(contents(job)) == SEARCH_FILES
+        assert done.out.splitlines()[-1] == f"sweep: {tmp_path / 'sweep' / 'index.html'}"
+        rows = read_csv(tmp_path / "sweep" / "runs.csv")
+        assert [(row["run"], row["seed"], row["status"]) for row in rows] == [("0", "0", "ok"), ("1", "1", "ok")]
 
         before = contents(tmp_path / "sweep")
         again = run("search", "-m", *SEARCH, "seed=5,6", f"folder={tmp_path / 'sweep'}")
@@ -348,7 +352,10 @@ class TestSweep:
         wrong, right = (read_json(tmp_path / name / "result.json") for name in ("order_2", "order_1"))
         assert (wrong["status"], wrong["order"], right["status"], right["order"]) == ("failed", 2, "ok", 1)
         assert wrong["error"] in done.err
-        assert set(contents(tmp_path / "order_2")) == {"result.json"}
+        overview = (tmp_path / "index.html").read_text()
+        assert "1 of 2 runs finished" in overview
+        assert wrong["command"] in html.unescape(overview)
+        assert set(contents(tmp_path / "order_2")) == {"result.json", "report.html"}
         assert "correction_ratio" not in right["metrics"]
 
 

@@ -21,7 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.common.errors import ConfigError
 from src.common.shell import pastable
-from src.runs import placing
+from src.runs import placing, sweeps
 from src.runs.build import check_targets
 from src.runs.claim import RunFailed, is_first_process
 from src.runs.commandline import as_typed, drop_inherited, only_shows, ready
@@ -53,12 +53,19 @@ def mistakes() -> Iterator[None]:
         raise UserError(one_line(error)) from error
 
 
-def launch(command: str, job: Callable[[DictConfig, Path], None], prepare: Prepare | None = None) -> int:
+def launch(
+    command: str,
+    job: Callable[[DictConfig, Path], None],
+    prepare: Prepare | None = None,
+    *,
+    after_sweep: Callable[[Path], None] | None = None,
+) -> int:
     """Run `job(config, folder)` for what the command line asks for, once or for each job of a sweep.
 
     `command` names the primary config in conf/. `folder` exists and belongs to the job alone. After a job that fails or is
     refused, a sweep continues with its other jobs; an interrupted job ends the sweep.
     `prepare` returns the settings of a new run, given the composed ones and the overrides of the command line.
+    `after_sweep(folder)` is called when the jobs of a sweep have ended, however they ended.
 
     Returns:
         The exit code: 0, 1 if a run failed, 2 if the user has made a mistake.
@@ -81,6 +88,7 @@ def launch(command: str, job: Callable[[DictConfig, Path], None], prepare: Prepa
     typed = sys.argv
     try:
         sys.argv = [typed[0], *ready(typed[1:])]
+        sweeps.begin()
         placing.begin(makes=is_first_process() and not only_shows(typed[1:]))
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)()
     except _JobEnded as ended:  # Hydra lets the other jobs run before it raises what the first of them raised
@@ -95,6 +103,9 @@ def launch(command: str, job: Callable[[DictConfig, Path], None], prepare: Prepa
         return _refuse(f"cannot make the folder {error.filename}: {error.strerror} (folder=...)")
     finally:
         sys.argv = typed
+        swept = sweeps.folder()
+        if after_sweep is not None and swept is not None and is_first_process():
+            after_sweep(swept)
     return max(codes)
 
 

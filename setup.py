@@ -8,5 +8,9 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["src", "src.*"]), "src.conf"],
     package_dir={"src.conf": "conf"},
-    package_data={"src.conf": ["**/*.yaml"], "src.fast.kernels": ["*.cpp"], "src.reports": ["*.jinja", "*.css", "*.js"]},
+    package_data={
+        "src.conf": ["**/*.yaml"],
+        "src.fast.kernels": ["*.cpp"],
+        "src.reports": ["*.jinja", "*.css", "*.js"],
+    },
 )

@@ -67,7 +67,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 class TestExact:
     @pytest.mark.parametrize("command", ["search", "retrain"])
-    @pytest.mark.parametrize("steps", [1, 3, 4, 6, 8, 11])
+    @pytest.mark.parametrize("steps", [1, 4, 11])  # after the first, between epochs, before the last
     def test_cut_off_and_resumed(
         self, command: str, steps: int, straight: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -152,17 +152,22 @@ def test_signal_leaves_a_checkpoint_and_a_command_that_can_be_pasted(
     assert_same(state_of(folder), state_of(straight["search"]))
 
 
+@pytest.fixture(scope="module")
+def cut_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that was cut off in its second epoch."""
+    folder = tmp_path_factory.mktemp("cut_off") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(6, patch)
+        assert run("search", *LONG_SEARCH, f"folder={folder}").code == 1
+    return folder
+
+
 class TestFaults:
     @pytest.fixture
-    def stopped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """A search that was cut off in its second epoch."""
-        folder = tmp_path / "run"
-        with monkeypatch.context() as patch:
-            stop_after(6, patch)
-            assert run("search", *LONG_SEARCH, f"folder={folder}").code == 1
-        return folder
+    def stopped(self, cut_off: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(cut_off, tmp_path / "run"))
 
-    @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+    @pytest.mark.parametrize("damage", ["truncated", "flipped"])
     def test_damaged_last_checkpoint(self, damage: str, stopped: Path, straight: dict[str, Path]) -> None:
         path = stopped / "checkpoints" / "last.ckpt"
         data = bytearray(path.read_bytes())
@@ -170,7 +175,7 @@ class TestFaults:
             weights = torch.load(path, weights_only=True)["state_dict"]
             largest = max(weights.values(), key=Tensor.numel)
             data[data.index(largest.numpy().tobytes()) + 5] ^= 1
-        path.write_bytes({"truncated": data[:-1000], "flipped": data, "empty": b""}[damage])
+        path.write_bytes({"truncated": data[:-1000], "flipped": data}[damage])
         done = run("search", f"resume={stopped}")
         assert done.code == 0, done.err
         assert "damaged" in done.err

@@ -34,7 +34,7 @@ def test_as_its_readme_says(tmp_path: Path) -> None:
     shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
     commands = re.findall(r"^python (.*)$", (EXAMPLE / "README.md").read_text(), re.MULTILINE)
     assert len(commands) == 3
-    short = {"search": ["epochs=2"], "retrain": ["epochs=2"]}
+    short = {"search": ["epochs=1", "callbacks=none"], "retrain": ["epochs=1", "callbacks=none"]}
     for command in commands:
         arguments = shlex.split(command)
         done = subprocess.run(

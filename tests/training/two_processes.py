@@ -6,7 +6,6 @@ The test starts it for each of two ranks, and compares with what one process mak
 from __future__ import annotations
 
 import functools
-import itertools
 import sys
 from typing import Any
 
@@ -30,7 +29,7 @@ from src.spaces.cnn.network import Network
 from src.training.retrain import RetrainModule
 from src.training.search import SearchModule
 
-CLASSES, SHAPE, BATCH, STEPS = 3, (2, 8, 8), 6, 3
+CLASSES, SHAPE, BATCH, STEPS = 3, (2, 8, 8), 6, 2
 TASK = Classification([str(label) for label in range(CLASSES)])
 HYPERGRADIENTS = {
     "first_order": FirstOrder(),
@@ -46,11 +45,11 @@ METHODS = {
     "gdas": Method(relaxation=GumbelHard(temperature=2.0)),
     "pc_darts": Method(mixed_op=PartialChannels(k=2), edge_weights=True, discretizer=StrongestProduct()),
 }
-# Without joined statistics the passes differ in nothing but their batches: one hypergradient, with every kind of pass.
-CASES = [
-    (space, hypergradient, synced, "darts")
-    for space, hypergradient, synced in itertools.product(SPACES, HYPERGRADIENTS, (True, False))
-    if (space, hypergradient) != ("fused", "exact") and (synced or hypergradient == "finite_difference")
+# The finite difference has every kind of pass that there is.
+CASES = [("reference", hypergradient, True, "darts") for hypergradient in HYPERGRADIENTS]
+CASES += [
+    (space, "finite_difference", synced, "darts")
+    for space, synced in (("reference", False), ("fused", True), ("fused", False))
 ]
 CASES += [("reference", "first_order", True, method) for method in METHODS if method != "darts"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -219,7 +219,15 @@ class SearchModule(TrainingModule):
 
     def _scratch(self) -> Tensors:
         """Return copies of all buffers. BatchNorm writes its running statistics there: only the weights' step may count."""
-        return {name: module._buffers[key].clone() for name, module, key in self._buffers_by_name}  # pyright: ignore[reportOptionalMemberAccess]
+        alike: dict[Any, list[tuple[str, Tensor]]] = {}
+        for name, module, key in self._buffers_by_name:
+            buffer = cast(Tensor, module._buffers[key])
+            alike.setdefault((buffer.shape, buffer.dtype, buffer.device), []).append((name, buffer))
+        copies: Tensors = {}
+        for group in alike.values():  # one copy a group: a supernet has thousands of buffers of a few shapes
+            names, buffers = zip(*group, strict=True)
+            copies.update(zip(names, torch.stack(buffers).unbind(), strict=True))
+        return copies
 
     def _noise(self) -> Tensors:
         """Return the noise of this search step, the same on all processes."""

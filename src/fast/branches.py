@@ -21,7 +21,7 @@ from src.common.batch_norm import joined, processes_joined_by
 from src.fast import kernels
 from src.fast.kernels import Geometry
 from src.fast.known import Known
-from src.spaces.cnn.operations import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv
+from src.spaces.cnn.modules import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv
 
 
 class PlainFormNeededError(Exception):

@@ -47,8 +47,8 @@ from src.fast.known import Known, Memory, is_original, is_unedited, known
 from src.spaces.choices import InputChoice, LayerChoice
 from src.spaces.cnn.cells import Cell, CellPlan, Node, Supernet
 from src.spaces.cnn.genotypes import NodeEdges
+from src.spaces.cnn.modules import Zero
 from src.spaces.cnn.network import GenotypeCell, Network
-from src.spaces.cnn.operations import Zero
 
 _EVALUATE = GenotypeCell.evaluate
 

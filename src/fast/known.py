@@ -1,7 +1,7 @@
 """Which operations have a fast form, and whether that still holds.
 
 A fast form reads the parameters of an operation and does not call it. So it takes an operation only if no attribute that
-the forward pass could read differs from what the constructor in src/spaces/cnn/operations.py sets: the classes of the
+the forward pass could read differs from what the constructor in src/spaces/cnn/modules.py sets: the classes of the
 operation and of all its children, their settings, their hooks, their `forward`. What a pass may change (parameters,
 buffers, `training`, and the eps and momentum of a BatchNorm) is read in every pass instead, by src/fast/branches.py.
 
@@ -22,7 +22,7 @@ from torch import nn
 from src.common.batch_norm import SyncedBatchNorm
 from src.spaces.choices import InputChoice, LayerChoice
 from src.spaces.cnn.cells import Cell, Node, Supernet
-from src.spaces.cnn.operations import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv, Zero
+from src.spaces.cnn.modules import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv, Zero
 
 Finding = TypeVar("Finding")
 

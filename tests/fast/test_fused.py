@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from src.fast import kernels
 from src.fast.fused import FusedNetwork, FusedSupernet
 from src.fast.kernels.build import library
-from src.spaces.cnn import operations
+from src.spaces.cnn import modules, operations
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES
 from src.spaces.cnn.network import Network
@@ -130,7 +130,7 @@ class Scaled(nn.Module):
         return torch.tanh(x[:, :, :: self.stride, :: self.stride] * self.weight)
 
 
-class Squared(operations.DilatedConv):
+class Squared(modules.DilatedConv):
     """A subclass of a known operation, whose own forward must be used."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -141,12 +141,12 @@ def test_operations_without_a_form_of_their_own_are_called(monkeypatch: pytest.M
     own = {
         "scaled": lambda channels, stride, searching: Scaled(channels, stride),
         "squared": lambda channels, stride, searching: Squared(channels, 3, stride=stride, dilation=1, affine=False),
-        "affine": lambda channels, stride, searching: operations.DilatedConv(
+        "affine": lambda channels, stride, searching: modules.DilatedConv(
             channels, 3, stride=stride, dilation=2, affine=True
         ),
         # fused at one stride only
         "some": lambda channels, stride, searching: (
-            Scaled(channels, 2) if stride == 2 else operations.SeparableConv(channels, 7, stride=1, affine=False)
+            Scaled(channels, 2) if stride == 2 else modules.SeparableConv(channels, 7, stride=1, affine=False)
         ),
     }
     for name, operation in own.items():

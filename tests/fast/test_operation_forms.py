@@ -25,7 +25,7 @@ from src.fast.known import known
 from src.spaces.choices import InputChoice, LayerChoice
 from src.spaces.cnn import operations
 from src.spaces.cnn.cells import Cell, CellPlan
-from src.spaces.cnn.operations import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv, Zero
+from src.spaces.cnn.modules import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv, Zero
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler: the plain form is used")
 

@@ -13,7 +13,7 @@ from src.methods.mixed_ops import PartialChannels, PartialChoice
 from src.methods.schedules import Progress
 from src.spaces.choices import LayerChoice
 from src.spaces.cnn.cells import Supernet
-from src.spaces.cnn.operations import Zero
+from src.spaces.cnn.modules import Zero
 from src.spaces.relaxed import RelaxedSpace
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import start
 from made_runs import CELLS, make_long_run, make_run, make_small_run
 
 from src.report import main, write_report
@@ -364,3 +365,10 @@ def test_operations_that_nothing_is_registered_for_are_drawn(tmp_path: Path) -> 
     assert classes[1] is not None
     assert classes[0][1] != classes[1][1]
     assert f'class="edge {classes[1][1]}"' in page.source.split("Reduction cell</h3>")[1].split("</figure>")[0]
+
+
+def test_the_command_starts_without_torch() -> None:
+    """Torch takes seconds to import, and a report needs none of it."""
+    slow = ("torch", "matplotlib", "lightning", "scipy")
+    done = start("-c", f"import sys, src.report; print([name for name in {slow} if name in sys.modules])")
+    assert done.out == "[]\n", done.err

@@ -7,6 +7,9 @@ An operation of your own is one registration, here or in any module of yours tha
         return GatedConv(channels, stride=stride, affine=not searching)
 
 `space.candidates` can then list `gated_conv`; it is searched, derived, retrained and drawn like the paper's operations.
+
+Builders import their modules when they are called, so that whoever needs only the names, such as `python -m src.report`,
+does not wait for torch.
 """
 
 from __future__ import annotations
@@ -16,116 +19,15 @@ import importlib.util
 from collections import UserDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, TypeVar
 
 from src.common.errors import ConfigError
 
-Builder = Callable[[int, int, bool], nn.Module]
+if TYPE_CHECKING:
+    from torch import nn
+
+Builder = Callable[[int, int, bool], "nn.Module"]
 Built = TypeVar("Built", bound=Builder)
-
-
-class Zero(nn.Module):
-    """No connection: zeros of the shape the other candidates give."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return zeros, (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride))."""
-        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
-
-
-class ReLUConvBN(nn.Sequential):
-    """ReLU, convolution, BatchNorm: the order in all convolutions of the paper."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, affine: bool) -> None:
-        super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(channels_out, affine=affine),
-        )
-
-
-class DilatedConv(nn.Sequential):
-    """A depthwise separable convolution: ReLU, depthwise, pointwise, BatchNorm. The paper's dil_conv has dilation 2."""
-
-    def __init__(self, channels: int, kernel: int, *, stride: int, dilation: int, affine: bool) -> None:
-        super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(
-                channels,
-                channels,
-                kernel,
-                stride=stride,
-                padding=dilation * (kernel // 2),
-                dilation=dilation,
-                groups=channels,
-                bias=False,
-            ),
-            nn.Conv2d(channels, channels, 1, bias=False),
-            nn.BatchNorm2d(channels, affine=affine),
-        )
-
-
-class SeparableConv(nn.Sequential):
-    """Two depthwise separable convolutions in a row, the first with the stride: the paper's sep_conv."""
-
-    def __init__(self, channels: int, kernel: int, *, stride: int, affine: bool) -> None:
-        super().__init__(
-            DilatedConv(channels, kernel, stride=stride, dilation=1, affine=affine),
-            DilatedConv(channels, kernel, stride=1, dilation=1, affine=affine),
-        )
-
-
-class RowColumnConv(nn.Sequential):
-    """A convolution in two: ReLU, 1 x kernel, kernel x 1, BatchNorm; each halves its own side at stride 2."""
-
-    def __init__(self, channels: int, kernel: int, *, stride: int, affine: bool) -> None:
-        half = kernel // 2
-        super().__init__(
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, (1, kernel), stride=(1, stride), padding=(0, half), bias=False),
-            nn.Conv2d(channels, channels, (kernel, 1), stride=(stride, 1), padding=(half, 0), bias=False),
-            nn.BatchNorm2d(channels, affine=affine),
-        )
-
-
-class FactorizedReduce(nn.Module):
-    """Halve height and width: two 1x1 convolutions of stride 2, one shifted by a pixel, of half the channels each."""
-
-    def __init__(self, channels_in: int, channels_out: int, *, affine: bool) -> None:
-        super().__init__()
-        half = channels_out // 2
-        self.relu = nn.ReLU()
-        # The pixels are picked before the convolution: PyTorch 2.14's own strided 1x1 convolution of fewer than 8
-        # channels, channels_last, on a CPU, corrupts memory in its backward pass.
-        self.even = nn.Conv2d(channels_in, half, 1, bias=False)
-        self.odd = nn.Conv2d(channels_in, channels_out - half, 1, bias=False)
-        self.norm = nn.BatchNorm2d(channels_out, affine=affine)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C_in, H, W) to (N, C_out, ceil(H / 2), ceil(W / 2)); an odd side is padded with a zero."""
-        x = self.relu(x)
-        padded = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        return self.norm(torch.cat([self.even(x[:, :, ::2, ::2]), self.odd(padded[:, :, 1::2, 1::2])], dim=1))
-
-
-class Pool(nn.Module):
-    """A 3x3 pool. While searching a BatchNorm without parameters follows, so that pools do not win by their scale."""
-
-    def __init__(self, pool: nn.Module, channels: int, *, searching: bool) -> None:
-        super().__init__()
-        self.pool = pool
-        self.norm = nn.BatchNorm2d(channels, affine=False) if searching else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride))."""
-        return self.norm(self.pool(x))
 
 
 @dataclass(frozen=True)
@@ -157,6 +59,10 @@ class Operation:
         """Return the module of `channels` channels, in the form that is searched or that is retrained."""
         if stride == 1 or self.takes_stride:
             return self.build(channels, stride, searching)
+        from torch import nn
+
+        from src.spaces.cnn.modules import FactorizedReduce
+
         reduce = FactorizedReduce(channels, channels, affine=not searching)
         return nn.Sequential(reduce, self.build(channels, 1, searching))
 
@@ -164,14 +70,25 @@ class Operation:
 class Operations(UserDict[str, Operation]):
     """The registry: name -> operation. What an entry leaves open is filled in when it is registered."""
 
+    @classmethod
+    def of(cls, operations: Mapping[str, Operation]) -> Operations:
+        """Return a registry of operations whose names need no check, for which torch would have to be imported."""
+        registry = cls()
+        for name, operation in operations.items():
+            registry._add(name, operation)
+        return registry
+
     def __setitem__(self, name: str, operation: Operation | Builder) -> None:
         """Register an operation, or only its builder, under `name`, in place of any other of that name."""
+        from torch import nn
+
         if not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise ValueError(
                 f"the name of an operation must be an identifier that nn.ModuleDict does not use: {name!r}"
             )
-        if not isinstance(operation, Operation):
-            operation = Operation(operation)
+        self._add(name, operation if isinstance(operation, Operation) else Operation(operation))
+
+    def _add(self, name: str, operation: Operation) -> None:
         words = operation.words or name.replace("_", " ")
         lines = (getattr(operation.build, "__doc__", None) or "").strip().splitlines()
         self.data[name] = replace(
@@ -236,24 +153,52 @@ def import_operations(modules: Iterable[str]) -> None:
 
 
 def _none(channels: int, stride: int, searching: bool) -> nn.Module:
+    from src.spaces.cnn.modules import Zero
+
     return Zero(stride)
 
 
 def _skip(channels: int, stride: int, searching: bool) -> nn.Module:
+    from torch import nn
+
+    from src.spaces.cnn.modules import FactorizedReduce
+
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=not searching)
 
 
 def _max_pool(channels: int, stride: int, searching: bool) -> nn.Module:
+    from torch import nn
+
+    from src.spaces.cnn.modules import Pool
+
     return Pool(nn.MaxPool2d(3, stride=stride, padding=1), channels, searching=searching)
 
 
 def _average_pool(channels: int, stride: int, searching: bool) -> nn.Module:
+    from torch import nn
+
+    from src.spaces.cnn.modules import Pool
+
     pool = nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
     return Pool(pool, channels, searching=searching)
 
 
+def _row_and_column(channels: int, stride: int, searching: bool) -> nn.Module:
+    from src.spaces.cnn.modules import RowColumnConv
+
+    return RowColumnConv(channels, 7, stride=stride, affine=not searching)
+
+
+def _plain(channels: int, stride: int, searching: bool) -> nn.Module:
+    from src.spaces.cnn.modules import ReLUConvBN
+
+    return ReLUConvBN(channels, channels, 3, stride=stride, affine=not searching)
+
+
 def _separable(kernel: int, *, colour: str, nni: str | None = None) -> Operation:
     def build(channels: int, stride: int, searching: bool) -> nn.Module:
+        from src.spaces.cnn.modules import SeparableConv
+
         return SeparableConv(channels, kernel, stride=stride, affine=not searching)
 
     return Operation(
@@ -268,6 +213,8 @@ def _separable(kernel: int, *, colour: str, nni: str | None = None) -> Operation
 
 def _dilated(kernel: int, *, colour: str, nni: str) -> Operation:
     def build(channels: int, stride: int, searching: bool) -> nn.Module:
+        from src.spaces.cnn.modules import DilatedConv
+
         return DilatedConv(channels, kernel, stride=stride, dilation=2, affine=not searching)
 
     return Operation(
@@ -285,62 +232,58 @@ def _dilated(kernel: int, *, colour: str, nni: str) -> Operation:
 SPARE_COLOURS = ("#0f8b8d", "#8d6e3f", "#d4849b", "#5c6b1f", "#c9a100", "#9fb04a", "#7a1f1f", "#57c7c9")
 
 # The paper's, in the order of its alphas. NNI 2.1 has its own names for them, and no others.
-OPERATIONS = Operations(
-    {
-        "none": Operation(
-            _none,
-            family="none: passes nothing on",
-            meaning="passes nothing on; searched, but never part of a derived cell",
-            colour="#8b949c",
-        ),
-        "max_pool_3x3": Operation(
-            _max_pool,
-            words="max pool 3x3",
-            family="max pooling",
-            meaning="takes the largest of 3x3 neighbouring values",
-            colour="#19754a",
-            foreign={"nni": "maxpool"},
-        ),
-        "avg_pool_3x3": Operation(
-            _average_pool,
-            words="average pool 3x3",
-            family="average pooling",
-            meaning="takes the mean of 3x3 neighbouring values",
-            colour="#70bf90",
-            foreign={"nni": "avgpool"},
-        ),
-        "skip_connect": Operation(
-            _skip,
-            words="skip",
-            family="skip: passed on unchanged",
-            meaning="passes its input on as it is; where a reduction cell halves the image, through a 1x1 convolution",
-            colour="#c2185b",
-            foreign={"nni": "skipconnect"},
-        ),
-        "sep_conv_3x3": _separable(3, colour="#1f5fa8", nni="sepconv3x3"),
-        "sep_conv_5x5": _separable(5, colour="#74a9df", nni="sepconv5x5"),
-        "dil_conv_3x3": _dilated(3, colour="#b9540a", nni="dilconv3x3"),
-        "dil_conv_5x5": _dilated(5, colour="#f0a458", nni="dilconv5x5"),
-    }
-)
-CANDIDATES = tuple(OPERATIONS)  # the default; `none` is searched but never derived
-
+_PAPERS = {
+    "none": Operation(
+        _none,
+        family="none: passes nothing on",
+        meaning="passes nothing on; searched, but never part of a derived cell",
+        colour="#8b949c",
+    ),
+    "max_pool_3x3": Operation(
+        _max_pool,
+        words="max pool 3x3",
+        family="max pooling",
+        meaning="takes the largest of 3x3 neighbouring values",
+        colour="#19754a",
+        foreign={"nni": "maxpool"},
+    ),
+    "avg_pool_3x3": Operation(
+        _average_pool,
+        words="average pool 3x3",
+        family="average pooling",
+        meaning="takes the mean of 3x3 neighbouring values",
+        colour="#70bf90",
+        foreign={"nni": "avgpool"},
+    ),
+    "skip_connect": Operation(
+        _skip,
+        words="skip",
+        family="skip: passed on unchanged",
+        meaning="passes its input on as it is; where a reduction cell halves the image, through a 1x1 convolution",
+        colour="#c2185b",
+        foreign={"nni": "skipconnect"},
+    ),
+    "sep_conv_3x3": _separable(3, colour="#1f5fa8", nni="sepconv3x3"),
+    "sep_conv_5x5": _separable(5, colour="#74a9df", nni="sepconv5x5"),
+    "dil_conv_3x3": _dilated(3, colour="#b9540a", nni="dilconv3x3"),
+    "dil_conv_5x5": _dilated(5, colour="#f0a458", nni="dilconv5x5"),
+}
 # Others that published cells have; NASNet and AmoebaNet use the first two.
-OPERATIONS["sep_conv_7x7"] = _separable(7, colour="#12305c")
+_OTHERS = {
+    "sep_conv_7x7": _separable(7, colour="#12305c"),
+    "conv_7x1_1x7": Operation(
+        _row_and_column,
+        words="conv 1x7, 7x1",
+        meaning="filters along the rows, then along the columns, and mixes the channels each time",
+        colour="#b08fd8",
+    ),
+    "conv_3x3": Operation(
+        _plain,
+        words="conv 3x3",
+        meaning="filters its input and mixes the channels in one step",
+        colour="#6b4fa0",
+    ),
+}
 
-
-@operation(
-    "conv_7x1_1x7",
-    words="conv 1x7, 7x1",
-    meaning="filters along the rows, then along the columns, and mixes the channels each time",
-    colour="#b08fd8",
-)
-def _conv_7x1_1x7(channels: int, stride: int, searching: bool) -> nn.Module:
-    return RowColumnConv(channels, 7, stride=stride, affine=not searching)
-
-
-@operation(
-    "conv_3x3", words="conv 3x3", meaning="filters its input and mixes the channels in one step", colour="#6b4fa0"
-)
-def _conv_3x3(channels: int, stride: int, searching: bool) -> nn.Module:
-    return ReLUConvBN(channels, channels, 3, stride=stride, affine=not searching)
+OPERATIONS = Operations.of(_PAPERS | _OTHERS)
+CANDIDATES = tuple(_PAPERS)  # the default; `none` is searched but never derived

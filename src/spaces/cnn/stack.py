@@ -11,7 +11,7 @@ from torch import nn
 
 from src.common.errors import must_be, unknown
 from src.spaces.cnn.genotypes import MAX_NODES
-from src.spaces.cnn.operations import FactorizedReduce, ReLUConvBN
+from src.spaces.cnn.modules import FactorizedReduce, ReLUConvBN
 
 # By how many halvings each stem shrinks an image before the first cell, and its default `stem_multiplier`.
 STEMS = {"cifar": 0, "imagenet": 3}

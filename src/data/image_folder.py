@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
-from torchvision.transforms import functional as TF
 
-from src.common.errors import ConfigError, must_be, shorten
+from src.common.errors import ConfigError, must_be
+from src.data.images import check_depth, decode, unreadable, walk
 from src.data.samples import Samples
 from src.data.sources import Source
 from src.data.tasks import Classification
@@ -123,7 +121,7 @@ class ImageFolder(Source):
         labels: list[int] = []
         others = sorted(path for path in folder.iterdir() if not path.is_dir() and not path.name.startswith("."))
         for label, name in enumerate(self._classes):
-            images, skipped = _walk(folder / name)
+            images, skipped = walk(folder / name)
             if not images:
                 found = f" ({len(skipped)} other files, such as {skipped[0].name})" if skipped else ""
                 raise ConfigError(f"{folder / name} has no images{found}: each class needs one or more")
@@ -176,16 +174,7 @@ class ImageFolder(Source):
 
     def _decode(self, path: Path) -> Tensor:
         """Return an image as uint8 (C, H, W)."""
-        mode = self._mode
-        try:
-            with Image.open(path) as file:
-                _check_depth(file)
-                image: Any = ImageOps.exif_transpose(file).convert(mode)
-                if self.image_size is not None:
-                    image = TF.center_crop(TF.resize(image, [self.image_size]), [self.image_size])
-        except Exception as error:  # PIL's readers raise OSError, SyntaxError, ValueError and more
-            raise _unreadable(path, error) from error
-        return torch.from_numpy(np.array(image).reshape(image.height, image.width, -1)).permute(2, 0, 1)
+        return decode(path, self._mode, None if self.image_size is None else (self.image_size, self.image_size))
 
 
 class _Listing(NamedTuple):
@@ -205,7 +194,7 @@ class _Header(NamedTuple):
 def _header(path: Path) -> _Header:
     try:
         with Image.open(path) as file:
-            _check_depth(file)
+            check_depth(file)
             width, height = file.size
             # PIL turns a TIFF's size by itself, and decodes all of a PNG in search of an orientation.
             turns = file.format != "TIFF" and (file.format != "PNG" or "exif" in file.info)
@@ -213,56 +202,16 @@ def _header(path: Path) -> _Header:
                 width, height = height, width
             return _Header(file.mode, (width, height))
     except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _check_depth(file: Image.Image) -> None:
-    if file.mode.startswith(("I", "F")):
-        raise ConfigError("it has more than 8 bits per channel")
+        raise unreadable(path, error) from error
 
 
 def _subfolders(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the image files in a folder and in the folders within it, and the other files, sorted."""
-
-    def refuse(error: OSError) -> None:
-        raise ConfigError(f"cannot read {error.filename}: {error.strerror}")
-
-    images: list[Path] = []
-    others: list[Path] = []
-    for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        place = Path(name)
-        if place.is_symlink() and place.parent.resolve().is_relative_to(place.resolve()):
-            folders.clear()  # a link to a folder that it is in
-            continue
-        folders[:] = [folder for folder in folders if not folder.startswith(".")]
-        for file in files:
-            if not file.startswith("."):
-                (images if Path(file).suffix.lower() in _extensions() else others).append(place / file)
-    for paths in (images, others):
-        paths.sort(key=lambda path: (str(path.parent), path.name))
-    return images, others
-
-
-@cache
-def _extensions() -> set[str]:
-    """Return the extensions, in lower case, of the formats that PIL reads."""
-    Image.init()
-    return {extension for extension, name in Image.EXTENSION.items() if name in Image.OPEN}
-
-
 @rank_zero_only
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-def _unreadable(path: Path, error: Exception) -> ConfigError:
-    # PIL's own message for what is not an image repeats the path
-    reason = "" if str(path) in str(error) else f" ({shorten(error, 100)})"
-    return ConfigError(f"{path} is not a readable image{reason}")
 
 
 def _different_sizes(sizes: dict[Path, tuple[int, int]]) -> ConfigError:

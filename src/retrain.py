@@ -29,13 +29,14 @@ from src.data.modules import DataModule
 from src.report import report_sweep, write_report
 from src.runs.build import (
     build_data,
-    build_network,
+    build_evaluated,
     build_schedule,
     build_trainer,
     check_optimizers,
     count_macs,
     count_params,
     input_dtype,
+    record_of,
     split_training,
 )
 from src.runs.claim import claim, recorded
@@ -44,7 +45,6 @@ from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.record import Record
 from src.runs.searched import Weights, initial_weights, load_architecture, taken_from, with_searched_settings
 from src.runs.targets import build, fit
-from src.spaces.evaluation import fixed_network
 from src.training.retrain import RetrainModule
 
 
@@ -61,11 +61,14 @@ def build_retrained(
         weights: of the space to start from; None starts from new ones.
     """
     L.seed_everything(config.seed, verbose=False)
-    space, _ = split_training(config.space)
-    supplied = {"input_shape": data.input_shape, "num_classes": data.task.outputs}
-    if architecture is not None:
-        return build_network(space, architecture=architecture, **supplied), architecture
-    return fixed_network(lambda: build_network(space, **supplied), genotype, weights=weights)
+    return build_evaluated(
+        config.space,
+        genotype,
+        input_shape=data.input_shape,
+        num_classes=data.task.outputs,
+        architecture=architecture,
+        weights=weights,
+    )
 
 
 def build_module(config: DictConfig, data: DataModule, network: nn.Module) -> RetrainModule:
@@ -101,7 +104,7 @@ def retrain(config: DictConfig, folder: Path) -> None:
             kind="retrain",
             command=command_of_job("retrain"),
             seed=config.seed,
-            data=data.record(),
+            data=record_of(data),
             architecture=architecture,
             params=count_params(module.net),
             macs=count_macs(module.net, data.input_shape, input_dtype(data)),

@@ -33,6 +33,7 @@ from src.runs.build import (
     count_macs,
     count_params,
     input_dtype,
+    record_of,
 )
 from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder
@@ -105,7 +106,7 @@ def search(config: DictConfig, folder: Path) -> None:
             seed=config.seed,
             order=config.order,
             method=module.method.name,
-            data=data.record(),
+            data=record_of(data),
             params=count_params(module.net.space),
             macs=count_macs(module.net, data.input_shape, input_dtype(data)),
         )

@@ -38,6 +38,7 @@ DIGITS = {
     "outputs": 10,
     "classes": list("0123456789"),
     "input_shape": [1, 8, 8],
+    "input_type": "uint8",
     "mean": [pytest.approx(0.3053, abs=1e-3)],
     "std": [pytest.approx(0.3760, abs=1e-3)],
 }

@@ -98,6 +98,7 @@ class SamplesData(L.LightningDataModule):
         self.augmentation: Augmentation | None = None
         self._training: dict[str, Samples | Part] = {}  # by the name of its batches
         self._validation: Samples | None = None
+        self._input_type = ""  # before it is normalised
 
     @property
     def num_classes(self) -> int:
@@ -114,6 +115,7 @@ class SamplesData(L.LightningDataModule):
             if self._validation is not None:
                 _check_like(self._validation, train, "validation")
         self.task, self.input_shape = train.task, train.shape
+        self._input_type = str(train.inputs.dtype).removeprefix("torch.")
         self.augmentation = self._augmentation(train)
         self.input_dtype = self.augmentation.normalize(train.inputs[:1]).dtype
         self._training = self._cut(train)
@@ -142,13 +144,14 @@ class SamplesData(L.LightningDataModule):
         return 0
 
     def record(self) -> dict[str, Any]:
-        """Return what a run's record says of its data, in primitives: also how inputs are normalised."""
+        """Return what a run's record says of its data, in primitives: also what raw inputs are, and how they are normalised."""
         assert self.augmentation is not None
         mean, std = self.augmentation.mean, self.augmentation.std
         return {
             "name": self.source.name,
             **self.task.record(),
             "input_shape": list(self.input_shape),
+            "input_type": self._input_type,
             **{f"{name}_samples": len(samples) for name, samples in self._training.items()},
             "validation_samples": 0 if self._validation is None else len(self._validation),
             "mean": None if mean is None else mean.tolist(),

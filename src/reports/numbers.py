@@ -28,17 +28,6 @@ def millions(number: float | None) -> str:
     return UNKNOWN if number is None else f"{number / 1e6:.2f}" if number >= 1e5 else f"{number / 1e6:.4f}"
 
 
-def measured(share: float, samples: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share that was counted on `samples` samples, by Wilson's score.
-
-    It says how far another test set of the same size could differ, and nothing about other seeds.
-    """
-    z = statistics.NormalDist().inv_cdf(_TWO_SIDED)
-    centre = (share + z * z / (2 * samples)) / (1 + z * z / samples)
-    half = z / (1 + z * z / samples) * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def interval_of_mean(values: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval of the mean of two or more values, by Student's t.
 

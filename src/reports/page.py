@@ -16,10 +16,11 @@ from markupsafe import Markup
 
 from src.architectures.architecture import Answer
 from src.common.errors import ConfigError
+from src.common.intervals import interval_of_share
 from src.common.shell import override, pastable
 from src.reports.decisions import Finding, at_epoch, lead, uniform_entropy, verdict
 from src.reports.names import CELL_NAMES, answers_of, colours, edge_name, in_order, meaning, words
-from src.reports.numbers import UNKNOWN, duration, measured, millions
+from src.reports.numbers import UNKNOWN, duration, millions
 from src.reports.plots import Palette, Plot, Tick, chart_plot, charts, positions, ticks, trace
 from src.reports.rails import Rails, rails_of
 from src.reports.settings import Row, name_of, nested_rows, said, settings_in_words
@@ -285,7 +286,7 @@ def _findings(run: SavedRun) -> list[Finding]:
         return []
     text = "Other seeds give other results: only a mean over several compares."
     if score.is_share and isinstance(samples, int) and samples > 0 and 0 <= score.value <= 1:
-        low, high = measured(score.value, samples)
+        low, high = interval_of_share(score.value, samples)
         text = (
             f"On {samples:,} test samples, a {score_name(score)} of {100 * score.value:.2f} % has a 95 % interval from "
             f"{100 * low:.2f} % to {100 * high:.2f} %. It does not contain the difference between seeds: only a mean over "

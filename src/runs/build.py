@@ -15,10 +15,11 @@ from hydra.types import RunMode
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 from torch.utils.flop_counter import FlopCounterMode
 
+from src.architectures.architecture import Architecture
 from src.callbacks.checkpoint import Checkpoints
 from src.common.batch_norm import synchronise
 from src.common.errors import ConfigError, must_be
@@ -29,7 +30,7 @@ from src.runs.checkpoints import WholeCheckpoints
 from src.runs.devices import own_gpu
 from src.runs.targets import TARGET, build, check, fit, locate, plain, within
 from src.runs.values import show
-from src.spaces.evaluation import training_settings_of
+from src.spaces.evaluation import fixed_network, training_settings_of
 from src.training.parallel import Averaging
 from src.training.retrain import RetrainModule
 from src.training.search import SchedulerFactory
@@ -65,6 +66,11 @@ def build_data(config: DictConfig) -> Any:
     return data
 
 
+def record_of(data: DataModule) -> dict[str, Any]:
+    """Return what a run's record says of its data: with the task, also where the data module leaves it out."""
+    return data.task.record() | data.record()
+
+
 def build_network(space: Any, *, differentiated_twice: bool = False, **supplied: Any) -> nn.Module:
     """Return the network of a config's `space`, in the form that `space.impl` asks for; say where it cannot be had.
 
@@ -86,6 +92,32 @@ def build_network(space: Any, *, differentiated_twice: bool = False, **supplied:
         else:
             settings[TARGET] = f"{fused.__module__}.{fused.__qualname__}"
     return build(settings, "space", **supplied)
+
+
+def build_evaluated(
+    space: Any,
+    genotype: str,
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    architecture: Architecture | None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> tuple[nn.Module, Architecture]:
+    """Return the network that a genotype is trained as, and its architecture.
+
+    Args:
+        space: the node of the config. It names an evaluation network, or a space whose choices are fixed.
+        genotype: the path of its file.
+        input_shape: of one sample.
+        num_classes: the size of the last layer.
+        architecture: of the evaluation network; None for a space, which reads the genotype itself.
+        weights: of the space to start from; None starts from new ones.
+    """
+    settings, _ = split_training(space)
+    supplied: dict[str, Any] = {"input_shape": tuple(input_shape), "num_classes": num_classes}
+    if architecture is not None:
+        return build_network(settings, architecture=architecture, **supplied), architecture
+    return fixed_network(lambda: build_network(settings, **supplied), genotype, weights=weights)
 
 
 def split_training(space: Any) -> tuple[dict[str, Any], dict[str, Any]]:

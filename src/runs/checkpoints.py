@@ -108,20 +108,35 @@ def newest(
     Raises:
         ConfigError: no checkpoint there is whole, or it was written for other data or another network.
     """
-    paths = [path for path in (folder.last, folder.previous) if path.exists()]
     parameters = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    # The weights, their momentum or Adam's two averages; the rest is small.
+    found = newest_whole(folder, largest=4 * parameters + (64 << 20))
+    if found is not None:
+        path, checkpoint = found
+        _check_same_data(folder, checkpoint.get("run", {}), data or {})
+        check_fits(path, checkpoint["state_dict"], module.state_dict())
+    return found
+
+
+def newest_whole(folder: RunFolder, *, largest: int) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest whole checkpoint in a run's folder and its content, or None if there is none at all.
+
+    A damaged one is reported on stderr, and the one before it is used.
+
+    Raises:
+        ConfigError: no checkpoint there is whole and holds `largest` bytes or fewer.
+    """
     damage: list[str] = []
-    for path in paths:
+    for path in (folder.last, folder.previous):
+        if not path.exists():
+            continue
         try:
-            # The weights, their momentum or Adam's two averages; the rest is small.
-            checkpoint = load(path, largest=4 * parameters + (64 << 20))
+            checkpoint = load(path, largest=largest)
         except ConfigError as error:
             damage.append(str(error))
             continue
-        _check_same_data(folder, checkpoint.get("run", {}), data or {})
-        _check_fits(path, checkpoint["state_dict"], module.state_dict())
         if damage:
-            print(f"{damage[0]}; resuming from {path.name}", file=sys.stderr)
+            print(f"{damage[0]}; using {path.name}", file=sys.stderr)
         return path, checkpoint
     if damage:
         raise ConfigError("; ".join(damage))
@@ -150,7 +165,7 @@ def _alike(one: Any, other: Any) -> bool:
     return one == other
 
 
-def _check_fits(path: Path, saved: Mapping[Any, Any], own: Mapping[str, Tensor]) -> None:
+def check_fits(path: Path, saved: Mapping[Any, Any], own: Mapping[str, Tensor]) -> None:
     """Raise a `ConfigError` that names the first difference."""
     for name in [*own, *saved]:
         ours, theirs = own.get(name), saved.get(name)

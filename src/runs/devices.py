@@ -15,6 +15,7 @@ import torch
 from src.common.errors import ConfigError
 from src.common.files import lock_file
 
+DEVICE = "cpu or cuda (default: cuda where there is one)"  # the help of an option --device
 _gpu_lock: int | None = None
 
 
@@ -71,3 +72,18 @@ def _cpu_name() -> str:
     except OSError:  # not Linux
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def device_of(name: str | None) -> torch.device:
+    """Return the device that an option `--device` names; None is a GPU where there is one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    has_gpu = torch.cuda.is_available()
+    name = name or ("cuda" if has_gpu else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"--device must be cpu or cuda, got {name}")
+    if name == "cuda" and not has_gpu:
+        raise ConfigError("--device must be cpu, since PyTorch finds no CUDA device on this machine, got cuda")
+    return torch.device(name)

@@ -31,7 +31,7 @@ from src.runs.folder import RunFolder
 from src.runs.record import own_loggers, record_refusal, status_of
 from src.runs.resume import first_difference, read_settings, with_saved_settings
 from src.runs.schema import check, register_schemas
-from src.runs.targets import own_traceback
+from src.runs.targets import look_here, own_traceback
 
 Prepare = Callable[[DictConfig, Sequence[str]], DictConfig]
 
@@ -115,8 +115,7 @@ def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConf
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
-    if os.getcwd() not in sys.path:  # a console script starts without it, and packages of one's own are there
-        sys.path.append(os.getcwd())
+    look_here()
     folder = Path(HydraConfig.get().runtime.output_dir)
     sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = HydraConfig.get().overrides.task

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
+import sys
 import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -266,6 +268,12 @@ def _import(name: str, key: str) -> ModuleType:
         raise ConfigError(
             f"{key}: there is no module {name!r} in the current folder or among the installed packages"
         ) from None
+
+
+def look_here() -> None:
+    """Let packages in the current folder be found: a console script starts without it."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def own_traceback(error: BaseException) -> str:

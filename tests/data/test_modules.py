@@ -79,6 +79,7 @@ def recorded_alike(train: Samples) -> dict[str, Any]:
         "outputs": 3,
         "classes": ["a", "b", "c"],
         "input_shape": [2, 6, 5],
+        "input_type": "uint8",
         "mean": statistics[0].tolist(),
         "std": statistics[1].tolist(),
     }

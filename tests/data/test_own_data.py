@@ -53,7 +53,10 @@ def test_one_data_module_of_one_s_own_serves_both_commands(tmp_path: Path) -> No
     done = run("search", *SHORT, *waves, "data.batch_size=8", PERCEPTRON, f"folder={tmp_path / 'search'}")
     assert (done.code, done.err) == (0, "")
     search = read_json(tmp_path / "search" / "result.json")
-    assert search["data"] == {"name": "waves", "input_shape": [1, 12], "train_samples": 48, "test_samples": 12}
+    task = {"task": "regression", "outputs": 1}  # which this module leaves out
+    assert search["data"] == {
+        **task, "name": "waves", "input_shape": [1, 12], "train_samples": 48, "test_samples": 12,
+    }  # fmt: skip
     assert {"train_mae", "val_mae", "arch_loss"} <= set(search["metrics"])
     for data in ([], waves):
         done = run("retrain", *SHORT, "data.batch_size=8", *data, found, PERCEPTRON, folder + str(len(data)))

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from src.architectures.architecture import Answer
+from src.common.intervals import interval_of_share
 from src.reports.decisions import decided, lead, uniform_entropy, verdict
-from src.reports.numbers import interval_of_mean, measured
+from src.reports.numbers import interval_of_mean
 from src.runs.saved import SavedRun
 
 KEYS = ["normal_n2_p0", "normal_n2_p1"]
@@ -76,7 +77,7 @@ def test_a_normal_cell_of_skip_connections_is_a_warning() -> None:
 
 def test_intervals() -> None:
     """Against published values: Wilson's for 90 of 100, and Student's t of 2.776 for five values."""
-    assert measured(0.9, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)
-    assert measured(1.0, 50)[1] == 1.0
+    assert interval_of_share(0.9, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    assert interval_of_share(1.0, 50)[1] == 1.0
     low, high = interval_of_mean([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (low, high) == pytest.approx((3 - 2.776 * math.sqrt(2.5 / 5), 3 + 2.776 * math.sqrt(2.5 / 5)), abs=1e-3)

@@ -179,7 +179,7 @@ class TestFaults:
         done = run("search", f"resume={stopped}")
         assert done.code == 0, done.err
         assert "damaged" in done.err
-        assert "resuming from previous.ckpt" in done.err
+        assert "using previous.ckpt" in done.err
         assert_same(state_of(stopped), state_of(straight["search"]))
 
     def test_both_checkpoints_damaged(self, stopped: Path) -> None:

@@ -117,7 +117,8 @@ def _clarity(run: SavedRun) -> list[Finding]:
     nothing = [key for key, row in last.items() if _NOTHING in row and max(row, key=lambda name: row[name]) == _NOTHING]
     if nothing:
         share_of = f"{len(nothing)} of {sum(_NOTHING in row for row in last.values())}"
-        text = f"“none” is the heaviest candidate on {share_of} edges; an architecture takes the heaviest other one."
+        where = "edges" if any(edge_of(key) for key in nothing) else "choices that have it"
+        text = f"“none” is the heaviest candidate on {share_of} {where}; an architecture takes the heaviest other one."
         findings.append(Finding(text, "plain"))
     return findings
 

@@ -64,7 +64,6 @@
         cells[j].textContent = percent(weight);
         cells[j].style.setProperty("--w", share.toFixed(3));
         cells[j].className = kept.includes(j) ? "answer" : "";
-        cells[j].toggleAttribute("data-dark", share >= .55);
       });
       cells[weights.length].textContent = percent(table.leads[place][i]);
     });

@@ -19,7 +19,7 @@ from src.common.errors import ConfigError
 from src.common.intervals import interval_of_share
 from src.common.shell import override, pastable
 from src.reports.decisions import Finding, at_epoch, lead, uniform_entropy, verdict
-from src.reports.names import CELL_NAMES, answers_of, colours, edge_name, in_order, meaning, words
+from src.reports.names import CELL_NAMES, answers_of, colours, drawable, edge_name, in_order, meaning, words
 from src.reports.numbers import UNKNOWN, duration, millions
 from src.reports.plots import Palette, Plot, Tick, chart_plot, charts, positions, ticks, trace
 from src.reports.rails import Rails, rails_of
@@ -83,7 +83,6 @@ class Table:
     """Choices with the same candidates."""
 
     name: str
-    slug: str
     candidates: list[tuple[str, str]]  # (class of the colour, name)
     choices: list[Choice]
     keys: list[str]
@@ -94,7 +93,7 @@ class Table:
 
 
 PANEL_WIDTH, PANEL_HEIGHT = 150.0, 74.0
-_PANEL_LEFT, _PANEL_TOP, _PANEL_BOTTOM, _STRIP = 24.0, 4.0, 58.0, 63.0
+_PANEL_LEFT, _PANEL_TOP, _PANEL_BOTTOM, _STRIP = 28.0, 4.0, 58.0, 63.0
 
 
 def environment() -> Environment:
@@ -393,14 +392,13 @@ def _tables(run: SavedRun, palette: Palette) -> list[Table]:
     if not run.alpha_epochs:
         return []
     cells, others = split_keys(run.alphas)
-    groups = [(CELL_NAMES[kind], [edges[place] for place in sorted(edges)]) for kind, edges in cells.items()]
-    if others:
-        groups.append(("Other choices" if cells else "Choices", others))
-    tables: list[Table] = []
-    for name, keys in groups:
-        for same in _alike(keys, run.alphas):
-            tables.append(_table(run, palette, name, f"w{len(tables)}", same))
-    return tables
+    groups = [
+        (CELL_NAMES[kind], same)
+        for kind, edges in cells.items()
+        for same in _alike([edges[place] for place in sorted(edges)], run.alphas)
+    ]
+    groups += [(", ".join(map(edge_name, same)), same) for same in _alike(others, run.alphas)]
+    return [_table(run, palette, drawable(name, 80), keys) for name, keys in groups]
 
 
 def _alike(keys: Sequence[str], weights: Mapping[str, Mapping[str, object]]) -> list[list[str]]:
@@ -411,7 +409,7 @@ def _alike(keys: Sequence[str], weights: Mapping[str, Mapping[str, object]]) -> 
     return list(groups.values())
 
 
-def _table(run: SavedRun, palette: Palette, name: str, slug: str, keys: list[str]) -> Table:
+def _table(run: SavedRun, palette: Palette, name: str, keys: list[str]) -> Table:
     candidates = list(run.alphas[keys[0]])
     look = {candidate: palette.of(colour) for candidate, colour in colours(candidates).items()}
     drawn = [value for key in keys for line in run.alphas[key].values() for value in line if math.isfinite(value)]
@@ -440,7 +438,6 @@ def _table(run: SavedRun, palette: Palette, name: str, slug: str, keys: list[str
         )
     return Table(
         name=name,
-        slug=slug,
         candidates=[(look[candidate], words(candidate)) for candidate in candidates],
         choices=choices,
         keys=keys,

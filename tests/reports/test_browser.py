@@ -222,6 +222,12 @@ LOOK = """
       const style = getComputedStyle(element);
       return contrast(luminance(parts(element.closest("svg") ? style.fill : style.color)), page) < 4.5;
     }).map((element) => element.outerHTML.slice(0, 120));
+  const ground = parts(getComputedStyle(document.body).backgroundColor);
+  const unreadable = all(".heat td").filter((cell) => cell.textContent).filter((cell) => {
+    const [red, green, blue, alpha = 1] = parts(getComputedStyle(cell).backgroundColor);
+    const seen = [red, green, blue].map((part, i) => alpha * part + (1 - alpha) * ground[i]);
+    return contrast(luminance(parts(getComputedStyle(cell).color)), luminance(seen)) < 4.5;
+  }).map((cell) => cell.outerHTML);
   const lines = all(".line, i").filter((element) => element.getClientRects().length).filter((element) => {
     const style = getComputedStyle(element);
     return contrast(luminance(parts(element.matches("i") ? style.backgroundColor : style.stroke)), page) < 2.9;
@@ -239,7 +245,7 @@ LOOK = """
     one(".name", edge).getBoundingClientRect().right > one(".share", edge).getBoundingClientRect().left).length;
   return {
     width: innerWidth, scroll: document.documentElement.scrollWidth, background: getComputedStyle(document.body).backgroundColor,
-    faint, lines, cards, outside, cut, overlapping,
+    faint, unreadable, lines, cards, outside, cut, overlapping,
     requests: performance.getEntriesByType("resource").map((entry) => entry.name),
     unnamed: all("input, button, [role=img], [role=region], [role=group], nav, section").filter((element) =>
       !element.hidden && !element.getAttribute("aria-label") && !element.getAttribute("aria-labelledby") && !element.textContent.trim())
@@ -266,6 +272,7 @@ def test_pages_fit_a_desktop_and_a_phone_and_can_be_read(dark: bool, search: Pat
         background = [int((DARK if dark else LIGHT)[place : place + 2], 16) for place in (1, 3, 5)]
         assert seen["background"] == f"rgb({', '.join(map(str, background))})"
         assert seen["faint"] == []
+        assert seen["unreadable"] == []
         assert seen["lines"] == []
         assert all(card < 0.1 if dark else card > 0.8 for card in seen["cards"]), "no white cards in the dark"
         assert seen["requests"] == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from src.reports.plots import Palette, Plot, Tick, chart_plot, charts, positions
 from src.reports.rails import Rails, rails_of
 from src.reports.settings import Row, name_of, nested_rows, said, settings_in_words
 from src.runs.folder import RunFolder
+from src.runs.following import other_seeds_command, retrain_command
 from src.runs.saved import SavedRun, Score
 from src.spaces.cnn.genotypes import Genotype, NodeEdges, edge_key, edge_of, parse_cells, split_keys
 
@@ -176,25 +176,18 @@ def next_commands(run: SavedRun) -> list[Command]:
     folder = shown_path(run.folder)
     kind = run.kind if run.kind in ("search", "retrain") else None
     if run.status == "ok" and kind == "search" and run.genotype:
-        given = [override("genotype", folder)]
         return [
-            Command("Train what was found from scratch, and test it", pastable("retrain", given)),
+            Command("Train what was found from scratch, and test it", retrain_command(run.command, folder)),
             Command(
-                "The same with four seeds, for a mean that compares",
-                pastable("retrain", ["-m", *given, "seed=0,1,2,3"]),
+                "The same with four seeds, for a mean that compares", retrain_command(run.command, folder, "0,1,2,3")
             ),
         ]
-    typed = run.command
-    if run.status == "ok" and kind == "retrain" and typed:
-        others = [text for text in shlex.split(typed)[3:] if text.partition("=")[0] not in ("seed", "folder", "-m")]
-        seed = run.result.get("seed", 0)
-        first = seed + 1 if isinstance(seed, int) and not isinstance(seed, bool) else 1
-        seeds = ",".join(str(first + place) for place in range(3))
-        text = pastable("retrain", ["-m", *others, f"seed={seeds}"])
-        return [Command("Train it with three more seeds, for a mean and a deviation", text)]
+    if run.status == "ok" and kind == "retrain" and run.command:
+        text = other_seeds_command(run.command, run.result.get("seed"))
+        return [Command("Train it with other seeds, for a mean and a deviation", text)]
     if kind and run.status in ("interrupted", "unfinished", "failed") and RunFolder(run.folder).last.is_file():
         return [Command("To resume it from its last checkpoint", pastable(kind, [override("resume", folder)]))]
-    return [Command("To run it again", typed)] if typed and run.status != "ok" else []
+    return [Command("To run it again", run.command)] if run.command and run.status != "ok" else []
 
 
 def genotype_name(config: Mapping[str, Any]) -> str:

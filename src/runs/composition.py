@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -17,19 +16,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from src.common.errors import unknown
 from src.common.shell import parsed, pastable, quoted
 from src.runs.commandline import as_typed
+from src.runs.following import CONF
 from src.runs.schema import COMMANDS, annotation_of
 from src.runs.targets import unknown_key
 from src.runs.values import describe, show
-
-
-def config_folder() -> Path:
-    """Return the folder of the commands' configs: conf/ of a checkout, or the one that was installed."""
-    package = Path(__file__).resolve().parent.parent
-    checkout = package.parent / "conf"
-    return checkout if (checkout / "search.yaml").is_file() else package / "conf"
-
-
-CONF = config_folder()
 
 
 def composition_mistake(command: str, arguments: Sequence[str], error: Exception) -> str:

@@ -94,6 +94,17 @@ def test_a_search_says_what_to_do_next_and_how_clear_its_decision_was(page: Page
     assert command.startswith("python -m src.search resume=")
 
 
+def test_after_the_demo_comes_the_retrain_of_the_demo(tmp_path: Path) -> None:
+    typed = "python -m src.search experiment=demo trainer=cpu seed=3"
+    page = Page(write_report(make_run(tmp_path / "run", command=typed)))
+    command = f"python -m src.retrain experiment=demo_retrain trainer=cpu genotype={tmp_path / 'run'}"
+    assert command in page.texts
+    assert command.replace("src.retrain", "src.retrain -m") + " seed=0,1,2,3" in page.texts
+    typed = "python -m src.retrain genotype=DARTS_V2 seed=1"
+    page = Page(write_report(make_small_run(tmp_path / "next", command=typed, kind="retrain", seed=1)))
+    assert "python -m src.retrain -m genotype=DARTS_V2 seed=0,2,3" in page.texts
+
+
 def test_a_page_of_fifty_epochs_is_small(tmp_path: Path) -> None:
     assert write_report(make_long_run(tmp_path / "run")).stat().st_size < 2 << 20
 

@@ -1,0 +1,57 @@
+"""What to type after a run. Nothing here needs torch, so that a report can say it, too."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from src.common.shell import override, pastable
+
+
+def config_folder() -> Path:
+    """Return the folder of the commands' configs: conf/ of a checkout, or the one that was installed."""
+    package = Path(__file__).resolve().parent.parent
+    checkout = package.parent / "conf"
+    return checkout if (checkout / "search.yaml").is_file() else package / "conf"
+
+
+CONF = config_folder()
+
+
+def overrides_of(command: str | None) -> list[str]:
+    """Return the overrides of a run's command; none where it is not known."""
+    try:
+        return shlex.split(command or "")[3:]
+    except ValueError:  # quotes that do not close
+        return []
+
+
+def retrain_command(command: str | None, folder: object, seeds: str | None = None) -> str:
+    """Return what retrains a search's genotype, with the experiment and the trainer that go with the search's.
+
+    Args:
+        command: of the search.
+        folder: of the search.
+        seeds: for a sweep, such as `0,1,2,3`.
+    """
+    kept = []
+    for text in overrides_of(command):
+        key, _, value = text.partition("=")
+        if key == "experiment" and (CONF / key / f"{value}_retrain.yaml").is_file():
+            kept.append(f"{text}_retrain")
+        elif key == "trainer":
+            kept.append(text)
+    typed = [*kept, override("genotype", folder)]
+    return pastable("retrain", typed if seeds is None else ["-m", *typed, f"seed={seeds}"])
+
+
+def other_seeds_command(command: str | None, seed: object) -> str:
+    """Return what trains a retrain's genotype with those seeds of 0 to 3 that it has not had.
+
+    Args:
+        command: of the retrain.
+        seed: of the retrain.
+    """
+    kept = [text for text in overrides_of(command) if text.partition("=")[0] not in ("seed", "folder", "-m")]
+    others = ",".join(str(other) for other in range(4) if other != seed)
+    return pastable("retrain", ["-m", *kept, f"seed={others}"])

@@ -30,7 +30,11 @@ def test_installed_commands_find_their_configs_and_files(tmp_path: Path) -> None
         missing = {path.relative_to(checkout / source) for path in (checkout / source).rglob("*")} - there
         assert not missing
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    for script, words in (("darts-search", [*SEARCH, "callbacks=none", "folder=run"]), ("darts-retrain", ["--help"])):
+    helped = ("retrain", "report", "predict", "evaluate", "convert", "bench")
+    for script, words in (
+        ("darts-search", [*SEARCH, "callbacks=none", "folder=run"]),
+        *((f"darts-{name}", ["--help"]) for name in helped),
+    ):
         done = subprocess.run(
             [sys.executable, installed / "bin" / script, *words],
             cwd=elsewhere, env=environment, capture_output=True, text=True, check=False,

@@ -26,10 +26,11 @@ from src.data.tasks import Classification, Task
 from src.runs.build import record_of
 from src.runs.commandline import drop_inherited, ready
 from src.runs.composition import CONF, composition_mistake
+from src.runs.folder import RunFolder
 from src.runs.schema import register_schemas
 from src.runs.searched import with_searched_settings
 from src.runs.targets import TARGET, build, check, locate, within
-from src.runs.trained import Facts, as_raw
+from src.runs.trained import Facts, as_raw, trained_network
 
 if TYPE_CHECKING:
     from src.runs.opened import OpenedRun
@@ -95,7 +96,8 @@ def evaluate(
     Inputs are normalised as in the run's training, whatever data they are of.
     """
     run.check_usable()
-    facts, network = run.facts, run.network().to(device)
+    network, facts = trained_network(RunFolder(run.folder), run.kind)
+    network.to(device)
     if samples is not None:
         split = _Split(None, samples.task, _cut(samples, facts, batch_size), raw=True)
     else:
@@ -161,10 +163,10 @@ def _test_split(config: DictConfig, overrides: Sequence[str], facts: Facts, batc
 
 def _cut(samples: Samples, facts: Facts, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield raw inputs and targets of at most `size` samples at a time."""
-    as_raw(samples.inputs[:1], facts)
     for start in range(0, len(samples), size):
         targets = samples.targets[start : start + size]
-        yield samples.inputs[start : start + size], targets.float() if targets.is_floating_point() else targets
+        inputs = as_raw(samples.inputs[start : start + size], facts)
+        yield inputs, targets.float() if targets.is_floating_point() else targets
 
 
 def _check_like(split: _Split, facts: Facts) -> None:

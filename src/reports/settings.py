@@ -22,7 +22,6 @@ _WORDS = {
     "operations": "modules with own operations",
     "checkpoint_minutes": "minutes between checkpoints",
     "order": "order of the hypergradient",
-    "alphas": "alphas",
     "weights": "network weights",
     "impl": "implementation",
     "max_epochs": "epochs",

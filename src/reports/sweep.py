@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from src.common.intervals import interval_of_mean
 from src.reports.decisions import Finding
 from src.reports.names import CELL_NAMES, answers_of, colours, edge_name, in_order, words
-from src.reports.numbers import UNKNOWN, duration, interval_of_mean
+from src.reports.numbers import UNKNOWN, duration
 from src.reports.page import Link, data_name, embedded, environment, genotype_name, next_commands, score_name
 from src.reports.plots import Palette, Plot, charts, plot
 from src.runs.folder import RunFolder

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from src.architectures.architecture import Answer
-from src.common.intervals import interval_of_share
+from src.common.intervals import interval_of_mean, interval_of_share
 from src.reports.decisions import decided, lead, uniform_entropy, verdict
-from src.reports.numbers import interval_of_mean
 from src.runs.saved import SavedRun
 
 KEYS = ["normal_n2_p0", "normal_n2_p1"]

@@ -17,6 +17,7 @@ from typing import Any
 from src.common.errors import ConfigError, shorten, unknown
 from src.common.files import write_whole
 
+ZERO = "none"  # the candidate that contributes nothing; an architecture never names it
 MAX_FILE_BYTES = 1 << 24  # a training log of hundreds of epochs holds a genotype, too
 
 
@@ -40,6 +41,11 @@ class InputSpec:
 
 Spec = Mapping[str, LayerSpec | InputSpec]
 Answer = str | tuple[str, ...] | None
+
+
+def ranks_edges(rule: InputSpec, spec: Spec) -> bool:
+    """Return whether the inputs of a choice are edges: keys of LayerChoices."""
+    return isinstance(spec.get(rule.inputs[0]), LayerSpec)
 
 
 @dataclass(frozen=True)

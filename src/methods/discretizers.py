@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from src.architectures.architecture import Answer, Architecture, InputSpec, LayerSpec, Spec
-from src.spaces.choices import ZERO, ranks_edges
+from src.architectures.architecture import ZERO, Answer, Architecture, InputSpec, LayerSpec, Spec, ranks_edges
 
 MixingWeights = Mapping[str, Mapping[str, float]]  # key of a choice -> candidate or input -> weight
 

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from src.architectures.architecture import Answer
+from src.architectures.architecture import ZERO, Answer
 from src.reports.names import answers_of
 from src.runs.saved import SavedRun
 from src.spaces.cnn.genotypes import edge_of
 
 NARROW = 0.01  # a lead of less mixing weight than this may be chance
-_NOTHING = "none"  # a candidate that is never an answer
 _SKIP = "skip_connect"
 _SKIPS_OF_A_COLLAPSE = 2
 
@@ -32,7 +31,7 @@ def lead(weights: Mapping[str, float], kept: Sequence[str]) -> float | None:
         weights: candidate -> mixing weight. `none` is left out, since an architecture never names it.
         kept: what was chosen; of an edge that was dropped nothing, so that its two heaviest candidates are compared.
     """
-    possible = {name: weight for name, weight in weights.items() if name != _NOTHING and math.isfinite(weight)}
+    possible = {name: weight for name, weight in weights.items() if name != ZERO and math.isfinite(weight)}
     chosen = [possible.pop(name) for name in kept if name in possible]
     if not chosen and len(possible) > 1:
         chosen = [possible.pop(max(possible, key=lambda name: possible[name]))]
@@ -114,9 +113,9 @@ def _clarity(run: SavedRun) -> list[Finding]:
             f"The mixing weights are {100 * share:.1f} % decided: 0 % is all equal, 100 % is one with all the weight."
         )
         findings.append(Finding(text, "plain"))
-    nothing = [key for key, row in last.items() if _NOTHING in row and max(row, key=lambda name: row[name]) == _NOTHING]
+    nothing = [key for key, row in last.items() if ZERO in row and max(row, key=lambda name: row[name]) == ZERO]
     if nothing:
-        share_of = f"{len(nothing)} of {sum(_NOTHING in row for row in last.values())}"
+        share_of = f"{len(nothing)} of {sum(ZERO in row for row in last.values())}"
         where = "edges" if any(edge_of(key) for key in nothing) else "choices that have it"
         text = f"“none” is the heaviest candidate on {share_of} {where}; an architecture takes the heaviest other one."
         findings.append(Finding(text, "plain"))

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from src.architectures.architecture import Answer, Architecture, InputSpec, LayerSpec, Spec
+from src.architectures.architecture import ZERO, Answer, Architecture, InputSpec, LayerSpec, Spec
+from src.architectures.architecture import ranks_edges as ranks_edges  # noqa: PLC0414 (others take it from here)
 from src.common.errors import ConfigError, shorten
-
-ZERO = "none"  # the candidate that contributes nothing; an architecture never names it
 
 
 class LayerChoice(nn.Module):
@@ -161,11 +160,6 @@ def places_of(space: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
         for name, child in list(parent._modules.items()):
             if child is not None:
                 yield parent, name, child
-
-
-def ranks_edges(rule: InputSpec, spec: Spec) -> bool:
-    """Return whether the inputs of a choice are edges: keys of LayerChoices."""
-    return isinstance(spec.get(rule.inputs[0]), LayerSpec)
 
 
 def spec_of(space: nn.Module) -> Spec:

@@ -99,7 +99,7 @@ def retrain(config: DictConfig, folder: Path) -> None:
         module = build_module(config, data, network)
         check_optimizers(module)
         metrics = EpochMetrics(folder)
-        trainer = build_trainer(config, folder, module, last=[metrics])
+        trainer = build_trainer(config, folder, module, data=data.record()["name"], last=[metrics])
         record = Record(
             kind="retrain",
             command=command_of_job("retrain"),

@@ -26,6 +26,7 @@ from src.fast import kernels
 from src.report import report_sweep, write_report
 from src.runs.build import (
     build_data,
+    build_diagnostics,
     build_network,
     build_schedule,
     build_trainer,
@@ -97,7 +98,12 @@ def search(config: DictConfig, folder: Path) -> None:
         check_optimizers(module)
         metrics = EpochMetrics(folder)
         trainer = build_trainer(
-            config, folder, module, first=[EpochAlphas(folder)], last=[metrics, EpochArchitectures(folder)]
+            config,
+            folder,
+            module,
+            data=data.record()["name"],
+            first=[EpochAlphas(folder), *build_diagnostics(config)],
+            last=[metrics, EpochArchitectures(folder)],
         )
         check_precision(trainer.precision)
         record = Record(

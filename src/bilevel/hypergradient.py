@@ -83,13 +83,15 @@ class Bilevel:
 class AlphaGradient:
     """A hypergradient and what it is made of, each with the alphas' names and shapes.
 
-    `total` = `direct` + `correction`, where `correction` is - xi * mixed product and empty for order 1.
+    `total` = `direct` + `correction`, where `correction` is - xi * mixed product and empty for order 1. `distance` is
+    the factor of v by which a finite difference moves the weights, epsilon / |v|; None without a finite difference.
     """
 
     total: Tensors
     direct: Tensors
     correction: Tensors
     arch_loss: Tensor
+    distance: Tensor | None = None
 
 
 class Hypergradient(Protocol):
@@ -150,7 +152,7 @@ class FiniteDifference:
         ahead = problem.alpha_gradient(problem.moved_weights(v, e))
         behind = problem.alpha_gradient(problem.moved_weights(v, -e))
         mixed = {name: (ahead[name] - behind[name]) / (2 * e) for name in direct}
-        return _combine(direct, mixed, problem.step.lr, loss)
+        return _combine(direct, mixed, problem.step.lr, loss, distance=e)
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class OneSided:
         e = _distance(self.epsilon, v)
         ahead = problem.alpha_gradient(problem.moved_weights(v, e))
         mixed = {name: (ahead[name] - here[name]) / e for name in direct}
-        return _combine(direct, mixed, problem.step.lr, loss)
+        return _combine(direct, mixed, problem.step.lr, loss, distance=e)
 
 
 @dataclass(frozen=True)
@@ -232,10 +234,12 @@ def _detached(tensors: Tensors) -> Tensors:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def _combine(direct: Tensors, mixed: Tensors, lr: float, loss: Tensor) -> AlphaGradient:
+def _combine(
+    direct: Tensors, mixed: Tensors, lr: float, loss: Tensor, *, distance: Tensor | None = None
+) -> AlphaGradient:
     correction = {name: -lr * product for name, product in mixed.items()}
     total = {name: direct[name] + correction[name] for name in direct}
-    return AlphaGradient(total=total, direct=direct, correction=correction, arch_loss=loss)
+    return AlphaGradient(total=total, direct=direct, correction=correction, arch_loss=loss, distance=distance)
 
 
 def _check_epsilon(epsilon: float) -> None:

@@ -83,7 +83,7 @@ class EpochAlphas(_EpochTable):
         assert isinstance(pl_module, SearchModule)
         weights = pl_module.mixing_weights()
         entropies = [float(-(row * row.clamp_min(1e-30).log()).sum()) for row in weights.values()]
-        pl_module.log("alpha_entropy", sum(entropies) / len(entropies))
+        pl_module.log("alpha_entropy", sum(entropies) / len(entropies), logger=False)
         self.append(
             *(
                 {"epoch": trainer.current_epoch, "key": key, "candidate": name, "weight": weight}

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src.architectures.architecture import Architecture
 from src.callbacks.checkpoint import Checkpoints
+from src.callbacks.scalars import Scalars
 from src.common.batch_norm import synchronise
 from src.common.errors import ConfigError, must_be
 from src.data.modules import DataModule
@@ -28,6 +29,7 @@ from src.fast import kernels
 from src.fast.forms import fused_form
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.devices import own_gpu
+from src.runs.loggers import identity_of
 from src.runs.targets import TARGET, build, check, fit, locate, plain, within
 from src.runs.values import show
 from src.spaces.evaluation import fixed_network, training_settings_of
@@ -149,15 +151,24 @@ def build_schedule(node: Any) -> SchedulerFactory:
     return build(node, "optimizer.schedule")
 
 
+def build_diagnostics(config: DictConfig) -> list[L.Callback]:
+    """Return the diagnostics of a search; none where the config has none."""
+    node = plain(config.get("diagnostics"))
+    return [build(node, "diagnostics")] if node else []
+
+
 def build_trainer(
     config: DictConfig,
     folder: Path,
     module: L.LightningModule,
     *,
+    data: str = "",
     first: Sequence[L.Callback] = (),
     last: Sequence[L.Callback] = (),
 ) -> L.Trainer:
     """Return the trainer of a composed config; callbacks run in the order `first`, the config's, `last`, checkpoints.
+
+    `data` is the name of the data, for loggers.
 
     With `trainer.sync_batchnorm`, the BatchNorms in `module` take the joined batch of all processes from now on.
 
@@ -169,7 +180,7 @@ def build_trainer(
     settings = plain(config.trainer)
     if settings.pop("sync_batchnorm", False):
         synchronise(module)
-    loggers = _all(config.logger, "logger")
+    loggers = _all(config.logger, "logger", identity=identity_of(config, folder, data))
     _check_fits(module, settings, config.callbacks or {}, chosen, loggers)
     sweeps = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweeps and settings.get("devices") == 1 and settings.get("accelerator", "auto") in ("auto", "gpu", "cuda"):
@@ -179,7 +190,13 @@ def build_trainer(
     trainer: L.Trainer = build(
         settings,
         "trainer",
-        callbacks=[*first, *chosen, *last, Checkpoints(folder, config.checkpoint_minutes)],
+        callbacks=[
+            *first,
+            *chosen,
+            *last,
+            *([Scalars()] if loggers else []),
+            Checkpoints(folder, config.checkpoint_minutes),
+        ],
         plugins=[WholeCheckpoints()],
         logger=loggers,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen),
@@ -200,9 +217,9 @@ def build_trainer(
     return trainer
 
 
-def _all(nodes: Any, key: str) -> list[Any]:
+def _all(nodes: Any, key: str, **supplied: Any) -> list[Any]:
     """Return what the nodes below a key describe, without those that are null."""
-    built = [build(node, f"{key}.{name}") for name, node in (nodes or {}).items()]
+    built = [build(node, f"{key}.{name}", **supplied) for name, node in (nodes or {}).items()]
     return [thing for thing in built if thing is not None]
 
 

@@ -28,6 +28,7 @@ from src.common.shell import override, pastable, shell_word
 from src.runs.checkpoints import newest
 from src.runs.devices import machine
 from src.runs.folder import RunFolder
+from src.runs.loggers import begin, finish
 from src.runs.record import Record, status_of, write_result
 from src.runs.resume import present_command, read_settings, settings_text
 
@@ -68,6 +69,7 @@ class Run:
             Interrupted: a signal or a limit of time or steps ended the training.
             ConfigError: there was nothing to train on.
         """
+        begin(self.trainer.loggers, self.folder, self.config, self.record)
         self.trainer.fit(module, datamodule=data, ckpt_path=self.resume_from)
         if self.trainer.max_epochs is None or self.checkpoints.epochs >= self.trainer.max_epochs:
             return
@@ -176,7 +178,8 @@ def recorded(run: Run) -> Iterator[None]:
     def write(status: str, error: str | None) -> None:
         if run.is_first:
             run.record.epochs = run.checkpoints.epochs
-            write_result(run.folder, run.record, status, error, run.checkpoints.seconds)
+            result = write_result(run.folder, run.record, status, error, run.checkpoints.seconds)
+            finish(run.trainer.loggers, run.folder, result)
 
     try:
         yield

@@ -17,6 +17,7 @@ _BUILT = (
     "data",
     "method",
     "hypergradient",
+    "diagnostics",
     "optimizer.weights",
     "optimizer.schedule",
     "optimizer.alphas",

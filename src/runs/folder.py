@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _EPOCH = "epoch_{}.json"
 
@@ -58,6 +60,11 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def steps(self) -> Path:
+        """One row per training step that was logged."""
+        return self.path / "steps.csv"
+
+    @property
     def alphas(self) -> Path:
         """The mixing weights after each epoch of a search."""
         return self.path / "alphas.csv"
@@ -71,6 +78,11 @@ class RunFolder:
     def report(self) -> Path:
         """The page."""
         return self.path / "report.html"
+
+    @property
+    def wandb(self) -> Path:
+        """Which run of Weights & Biases this run is."""
+        return self.path / "wandb.json"
 
     @property
     def lock(self) -> Path:
@@ -108,3 +120,12 @@ class RunFolder:
 def genotype_in(given: str) -> str:
     """Return what was given as a genotype, and for a folder the path of the genotype in it."""
     return str(RunFolder(given).genotype) if os.path.isdir(given) else given
+
+
+def read_wandb(run: RunFolder) -> dict[str, Any]:
+    """Return which run of Weights & Biases a run is: `id`, `entity`, `project`, `url`, `offline`; empty if it is none."""
+    try:
+        facts = json.loads(run.wandb.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

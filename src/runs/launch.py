@@ -28,7 +28,8 @@ from src.runs.commandline import as_typed, drop_inherited, only_shows, ready
 from src.runs.composition import CONF, composition_mistake, one_line
 from src.runs.devices import say_threads
 from src.runs.folder import RunFolder
-from src.runs.record import own_loggers, record_refusal, status_of
+from src.runs.loggers import own_loggers
+from src.runs.record import record_refusal, status_of
 from src.runs.resume import first_difference, read_settings, with_saved_settings
 from src.runs.schema import check, register_schemas
 from src.runs.targets import look_here, own_traceback

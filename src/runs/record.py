@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,22 +44,6 @@ class Record:
     planned_epochs: int | None = None
 
 
-@contextmanager
-def own_loggers() -> Iterator[None]:
-    """End a job's W&B run with the job: W&B keeps the run and its mode in the process, where the next job finds them."""
-    mode = os.environ.get("WANDB_MODE")
-    try:
-        yield
-    finally:
-        wandb = sys.modules.get("wandb")  # there only if the job used it
-        if wandb is not None and wandb.run is not None:
-            wandb.finish()
-        if mode is None:
-            os.environ.pop("WANDB_MODE", None)
-        else:
-            os.environ["WANDB_MODE"] = mode
-
-
 def record_refusal(folder: Path, kind: str, command: str, config: DictConfig, error: str) -> None:
     """Write a `result.json` for a refused job of a sweep, unless the folder holds another run."""
     files = RunFolder(folder)
@@ -80,8 +60,8 @@ def record_refusal(folder: Path, kind: str, command: str, config: DictConfig, er
         write_result(folder, record, "failed", error, 0.0)
 
 
-def write_result(folder: Path, record: Record, status: str, error: str | None, seconds: float) -> None:
-    """Write `result.json`, whole or not at all."""
+def write_result(folder: Path, record: Record, status: str, error: str | None, seconds: float) -> dict[str, Any]:
+    """Write `result.json`, whole or not at all, and return what it holds."""
     result = {
         "status": status,
         "error": error,
@@ -105,6 +85,7 @@ def write_result(folder: Path, record: Record, status: str, error: str | None, s
         "git_commit": git_commit(),
     }
     write_whole(RunFolder(folder).result, json.dumps(result, indent=2) + "\n")
+    return result
 
 
 def versions() -> dict[str, str]:

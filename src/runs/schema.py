@@ -60,6 +60,7 @@ class SearchConfig:
     space: Any = MISSING
     method: Any = MISSING
     hypergradient: Any = MISSING
+    diagnostics: Any = None
     optimizer: SearchOptimizer = field(default_factory=SearchOptimizer)
     trainer: Any = MISSING
     logger: Any = None

@@ -44,6 +44,7 @@ _NEVER_SET = (
     "architecture",
     "params",
     "optimizer",
+    "identity",
 )  # what commands supply
 
 

@@ -80,6 +80,8 @@ class TrainingModule(L.LightningModule):
         metrics |= {name: Mean() for name in training_means}
         self.metrics = nn.ModuleDict(metrics)
         self._of_training = tuple(name for name in metrics if name.startswith("train_") or name in training_means)
+        self.step_values: dict[str, Tensor | float] = {}  # what the latest step measured on this process, for loggers
+        self.step_samples = 0
         self._step = 0  # of the epoch
         self._epochs = 1
         self._optimizers: list[torch.optim.Optimizer] = []
@@ -91,13 +93,13 @@ class TrainingModule(L.LightningModule):
         for name in self._task_metrics:
             metric = self._metric(f"{split}_{name}")
             metric.update(outputs, targets)
-            self.log(f"{split}_{name}", metric, on_step=False, on_epoch=True)
+            self.log(f"{split}_{name}", metric, on_step=False, on_epoch=True, logger=False)
 
     def measure_mean(self, name: str, value: Tensor, samples: int) -> None:
-        """Add to a mean over the samples of an epoch."""
+        """Add to a mean over the samples of an epoch; src/callbacks/scalars.py passes it on to the loggers."""
         metric = self._metric(name)
         metric.update(value, samples)
-        self.log(name, metric, on_step=False, on_epoch=True)
+        self.log(name, metric, on_step=False, on_epoch=True, logger=False)
 
     def on_fit_start(self) -> None:
         """Remember how many epochs the run has."""

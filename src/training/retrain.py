@@ -81,7 +81,10 @@ class RetrainModule(TrainingModule):
         if auxiliary is not None:
             loss = loss + self.auxiliary_weight * self.task.loss(auxiliary, targets)
         self._loss = loss.detach()
-        return {"loss": loss, self.task.metric: self.task.score(outputs.detach(), targets)}
+        score = self.task.score(outputs.detach(), targets)
+        self.step_values = {"step/train_loss": loss.detach(), f"step/train_{self.task.metric}": score}
+        self.step_samples = len(targets)
+        return {"loss": loss, self.task.metric: score}
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map inputs (N, ...) to the network's outputs and an auxiliary head's or None."""

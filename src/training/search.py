@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, cast
@@ -65,6 +66,8 @@ class SearchModule(TrainingModule):
         self.automatic_optimization = False
         self.hypergradient = hypergradient
         self.method = method
+        self.step_gradient: AlphaGradient | None = None  # of the latest step; None while the alphas are frozen
+        self._arch_score: Tensor | None = None
         self._weight_optimizer = weight_optimizer
         self._alpha_optimizer = alpha_optimizer
         self._weight_scheduler = weight_scheduler
@@ -140,44 +143,61 @@ class SearchModule(TrainingModule):
         Returns the weight batch's loss and score, for callbacks.
         """
         weight_optimizer, alpha_optimizer = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
+        start = time.perf_counter()
         gradient = None
         if self.current_epoch >= self.method.frozen_epochs:
             gradient = self.step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)
+        middle = time.perf_counter()  # a device has finished by then: `check_finite` waits for it
         loss, outputs = self.step_weights(batch["weights"], weight_optimizer)
 
         targets = batch["weights"][1]
         count = len(targets)
         self.measure("train", loss, outputs, targets)
+        metric, score = self.task.metric, self.task.score(outputs, targets)
+        self.step_values = {"step/train_loss": loss, f"step/train_{metric}": score}
         if gradient is not None:
+            of_alphas = _of_gradient(gradient)
             self.measure_mean("arch_loss", gradient.arch_loss, count)
-            self.measure_mean("hypergradient_norm", norm(gradient.total), count)
+            self.measure_mean("hypergradient_norm", of_alphas["hypergradient/total"], count)
             if gradient.correction:
-                self.measure_mean("correction_ratio", norm(gradient.correction) / norm(gradient.direct), count)
-        return {"loss": loss, self.task.metric: self.task.score(outputs, targets)}
+                self.measure_mean("correction_ratio", of_alphas["hypergradient/ratio"], count)
+            self.step_values |= {"step/arch_loss": gradient.arch_loss, **of_alphas, "time/alpha_step": middle - start}
+            if self._arch_score is not None:
+                self.step_values[f"step/arch_{metric}"] = self._arch_score
+        self.step_values["time/weight_step"] = time.perf_counter() - middle
+        self.step_samples, self.step_gradient = count, gradient
+        return {"loss": loss, metric: score}
 
     def step_alphas(self, batch: dict[str, Batch], weight_optimizer: Any, alpha_optimizer: Any) -> AlphaGradient:
         """Step the alphas along the hypergradient and the penalty's gradient, and return the hypergradient.
 
         The weights, their gradients and all buffers stay as they are.
         """
-        weights, alphas = self.weights(), self.alphas()
-        unrolls = self.hypergradient.unrolls
-        gradient = self.hypergradient(
-            Bilevel(
-                weight_loss=self.loss_on(batch["weights"]),
-                arch_loss=self.loss_on(batch["arch"]),
-                weights=weights,
-                alphas=alphas,
-                step=VirtualStep.of(weight_optimizer, weights) if unrolls else VirtualStep(lr=0.0),
-                average=processes.average,
-            )
-        )
+        alphas = self.alphas()
+        gradient = self.hypergradient(self.problem(batch, weight_optimizer if self.hypergradient.unrolls else None))
         penalty = self.method.penalty_gradient(alphas, self.progress)
         total = {name: grad + penalty[name] if name in penalty else grad for name, grad in gradient.total.items()}
         self.check_finite("alphas", norm(total), gradient.arch_loss)
         set_gradients(alphas.values(), (total[name] for name in alphas))
         alpha_optimizer.step()
         return gradient
+
+    def problem(self, batch: dict[str, Batch], weight_optimizer: torch.optim.Optimizer | None) -> Bilevel:
+        """Return the bilevel problem of this search step.
+
+        Args:
+            batch: of both halves.
+            weight_optimizer: whose step is unrolled; None for a hypergradient that does not unroll.
+        """
+        weights = self.weights()
+        return Bilevel(
+            weight_loss=self.loss_on(batch["weights"]),
+            arch_loss=self.loss_on(batch["arch"], scored=True),
+            weights=weights,
+            alphas=self.alphas(),
+            step=VirtualStep(lr=0.0) if weight_optimizer is None else VirtualStep.of(weight_optimizer, weights),
+            average=processes.average,
+        )
 
     def step_weights(self, batch: Batch, weight_optimizer: Any) -> tuple[Tensor, Tensor]:
         """Step the weights along their clipped gradient, and return the loss and the outputs before the step."""
@@ -201,11 +221,13 @@ class SearchModule(TrainingModule):
         """How far the search is."""
         return Progress(self.current_epoch, self._epochs)
 
-    def loss_on(self, batch: Batch) -> Loss:
+    def loss_on(self, batch: Batch, *, scored: bool = False) -> Loss:
         """Return the loss on a batch as a function of (weights, alphas) that leaves this module as it is.
 
         All such functions of one search step have the same noise in their mixing weights, and random operations such as
         dropout draw the same numbers in each call: a difference of two calls is of weights and alphas alone.
+
+        With `scored`, each call notes the task's score on the batch, for loggers.
         """
         inputs, targets = batch
         noise, progress, scratch = self._noise(), self.progress, self._scratch()
@@ -213,9 +235,16 @@ class SearchModule(TrainingModule):
         def loss(weights: Tensors, alphas: Tensors) -> Tensor:
             self.seed_pass()
             mixing = self.method.mixing_weights(alphas, noise, progress)
-            return self.task.loss(self._call_with({**weights, **scratch}, inputs, mixing), targets)
+            outputs = self._call_with({**weights, **scratch}, inputs, mixing)
+            if scored:
+                self._arch_score = self.task.score(outputs.detach(), targets)
+            return self.task.loss(outputs, targets)
 
         return loss
+
+    def outputs_with(self, inputs: Tensor, mixing: Tensors) -> Tensor:
+        """Return the network's outputs for some mixing weights; no running statistics move."""
+        return self._call_with(self._scratch(), inputs, mixing)
 
     def _scratch(self) -> Tensors:
         """Return copies of all buffers. BatchNorm writes its running statistics there: only the weights' step may count."""
@@ -264,6 +293,17 @@ class SearchModule(TrainingModule):
         inputs, targets = batch
         outputs = self._call_with({}, inputs, self.method.evaluated(_detached(self.alphas())))
         self.measure("val", self.task.loss(outputs, targets), outputs, targets)
+
+
+def _of_gradient(gradient: AlphaGradient) -> Tensors:
+    """Return the norms of a hypergradient and of its two terms, by the names that loggers have them under."""
+    values = {"hypergradient/total": norm(gradient.total), "hypergradient/direct": norm(gradient.direct)}
+    if gradient.correction:
+        values["hypergradient/correction"] = norm(gradient.correction)
+        values["hypergradient/ratio"] = values["hypergradient/correction"] / values["hypergradient/direct"]
+    if gradient.distance is not None:
+        values["hypergradient/distance"] = gradient.distance
+    return values
 
 
 def check_precision(precision: str) -> None:

@@ -1,0 +1,107 @@
+"""Pictures of the mixing weights and the text of the genotype, for the loggers that take them."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from src.architectures.architecture import Architecture
+from src.callbacks.record import EpochAlphas
+from src.callbacks.scalars import last_step
+from src.common import processes
+from src.common.errors import must_be
+from src.reports.curves import edge_name, heat_figure
+from src.reports.drawing import to_array, words
+from src.spaces.cnn.genotypes import Genotype, is_cell_architecture, split_keys
+from src.training.search import SearchModule
+
+_MOST_ROWS = 10_000  # Weights & Biases draws no more of a chart's table
+
+
+class AlphaPictures(L.Callback):
+    """Logs, every `every_n_epochs` epochs, what the mixing weights are and what they would be derived to.
+
+    - `mixing_weights/{cell}`: a map, a row for each edge and a column for each candidate; a slider goes through the epochs.
+    - `mixing_weights/{cell}_curves`, in Weights & Biases: one panel with a line for each candidate of each edge.
+    - `genotype`: the architecture as text.
+
+    In a space without cells, choices among the same candidates share a picture, `choices`, `choices_2` and so on.
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise must_be("every_n_epochs", "1 or more", every_n_epochs)
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw and log; nothing is drawn if no logger takes it."""
+        assert isinstance(pl_module, SearchModule)
+        epoch, step = trainer.current_epoch, last_step(trainer)
+        takers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
+        if not takers or (epoch + 1) % self.every_n_epochs or processes.rank() > 0:
+            return
+        architecture, candidates = pl_module.derive(), pl_module.net.candidates()
+        weights = pl_module.net.by_name(pl_module.mixing_weights())
+        text = architecture_text(architecture)
+        for name, keys in groups(candidates).items():
+            title = f"Mixing weights, {name}, after epoch {epoch}"
+            picture = to_array(heat_figure(keys, weights, architecture.choices, title))
+            for logger in takers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image(f"mixing_weights/{name}", [picture], step=step)
+                    self._log_curves(trainer, logger, name, keys, step)
+                else:
+                    logger.experiment.add_image(f"mixing_weights/{name}", picture, step, dataformats="HWC")
+        for logger in takers:
+            if isinstance(logger, WandbLogger):
+                import wandb  # noqa: PLC0415 (slow, and only here)
+
+                shown = wandb.Html(f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>', inject=False)
+                logger.log_metrics({"genotype_text": shown}, step=step)  # pyright: ignore[reportArgumentType]
+            else:
+                logger.experiment.add_text("genotype", text, step)
+
+    @staticmethod
+    def _log_curves(trainer: L.Trainer, logger: WandbLogger, name: str, keys: Sequence[str], step: int) -> None:
+        """Log one chart of all lines of a group; epochs are thinned out where they would be too many rows."""
+        import wandb  # noqa: PLC0415 (slow, and only here)
+
+        (record,) = (callback for callback in trainer.callbacks if isinstance(callback, EpochAlphas))  # pyright: ignore[reportAttributeAccessIssue]
+        lines: dict[tuple[str, str], dict[int, float]] = {}
+        for row in record.rows:
+            if row["key"] in keys:
+                lines.setdefault((row["key"], row["candidate"]), {})[row["epoch"]] = row["weight"]
+        epochs = sorted(next(iter(lines.values())))
+        every = -(-len(epochs) * len(lines) // _MOST_ROWS)
+        epochs = epochs[::-1][::every][::-1]
+        chart = wandb.plot.line_series(
+            xs=epochs,
+            ys=[[line[epoch] for epoch in epochs] for line in lines.values()],
+            keys=[f"{edge_name(key)}: {words(candidate)}" for key, candidate in lines],
+            title=f"Mixing weights, {name}",
+            xname="epoch",
+        )
+        logger.log_metrics({f"mixing_weights/{name}_curves": chart}, step=step)  # pyright: ignore[reportArgumentType]
+
+
+def groups(candidates: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    """Return which keys share a picture, by its name: the edges of a cell, and other choices with the same candidates."""
+    cells, others = split_keys(candidates)
+    found = {kind: [edges[place] for place in sorted(edges)] for kind, edges in cells.items()}
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for key in others:
+        alike.setdefault(candidates[key], []).append(key)
+    for number, keys in enumerate(alike.values(), start=1):
+        found["choices" if number == 1 else f"choices_{number}"] = keys
+    return found
+
+
+def architecture_text(architecture: Architecture) -> str:
+    """Return an architecture as one reads it: the paper's cells as the official code prints them, any other as JSON."""
+    if is_cell_architecture(architecture):
+        return str(Genotype.from_architecture(architecture))
+    return json.dumps(architecture.to_plain())

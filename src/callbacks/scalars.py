@@ -1,0 +1,126 @@
+"""The scalars that every logger gets, on one axis: training steps, counted from 0 over the whole run.
+
+Values of an epoch stand at its last step. All values of a step go to one row: src/callbacks/loggers.py has the loggers
+that put them together.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from src.callbacks import decisions
+from src.training.module import TrainingModule
+from src.training.search import SearchModule
+
+ALPHAS = "alphas/"
+"""Before the names of mixing weights: `alphas/KEY/CANDIDATE`."""
+
+
+def step_of(trainer: L.Trainer, batch_idx: int) -> int:
+    """Return the number of a training step in the run, counted from 0."""
+    return int(trainer.current_epoch * trainer.num_training_batches) + batch_idx
+
+
+def last_step(trainer: L.Trainer) -> int:
+    """Return the number of the last step of the present epoch."""
+    return step_of(trainer, int(trainer.num_training_batches) - 1)
+
+
+def log_row(trainer: L.Trainer, step: int, values: Mapping[str, Tensor | float]) -> None:
+    """Give values of a step to all loggers; only the first process has any."""
+    if values and trainer.loggers and trainer.is_global_zero:
+        row = {name: float(value) for name, value in values.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({**row, "epoch": trainer.current_epoch}, step=step)
+
+
+class Scalars(L.Callback):
+    """Logs what a step measured, every `trainer.log_every_n_steps` steps and at an epoch's last, and what an epoch did.
+
+    Of a step: losses, the task's score, learning rates, norms of the hypergradient's terms, times, samples a second,
+    memory; all of the first process and its share of the batch. Of an epoch: what metrics.csv has, and of a search the
+    mixing weights and how decided they are.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._samples = 0
+        self._rows: dict[str, list[float]] = {}  # mixing weights after the epoch before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the mixing weights that the next epoch's are compared with."""
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with those of a checkpoint."""
+        self._rows = dict(state_dict["rows"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the mixing weights that a search begins with."""
+        if isinstance(pl_module, SearchModule) and not self._rows:
+            self._rows = _rows(pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock at an epoch's first step: what lies between epochs is no training."""
+        if self._since is None:
+            self._since, self._samples = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the step."""
+        assert isinstance(pl_module, TrainingModule)
+        self._samples += pl_module.step_samples * trainer.world_size
+        if (step_of(trainer, batch_idx) + 1) % trainer.log_every_n_steps and not trainer.is_last_batch:  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        if not trainer.loggers or not trainer.is_global_zero:
+            return
+        values = dict(pl_module.step_values)
+        for name, optimizer in zip(("weights", "alphas"), trainer.optimizers, strict=False):
+            values[f"step/lr_{name}"] = float(optimizer.param_groups[0]["lr"])
+        values |= {name: value / 2**30 for name, value in _memory(pl_module.device).items()}
+        now = time.monotonic()
+        if self._since is not None and now > self._since:
+            values["time/samples_per_second"] = self._samples / (now - self._since)
+        log_row(trainer, step_of(trainer, batch_idx), values)
+        self._since, self._samples = time.monotonic(), 0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the epoch, at its last step."""
+        self._since = None
+        values: dict[str, Tensor | float] = dict(trainer.callback_metrics)
+        if isinstance(pl_module, SearchModule):
+            rows = _rows(pl_module)
+            values["alpha_margin"] = decisions.margin(rows)
+            values["argmax_flips"] = decisions.flips(rows, self._rows)
+            values["skip_count"] = decisions.skips(pl_module.derive().choices)
+            self._rows = rows
+            for key, names in pl_module.net.candidates().items():
+                values |= {f"{ALPHAS}{key}/{name}": weight for name, weight in zip(names, rows[key], strict=True)}
+        log_row(trainer, last_step(trainer), values)
+
+
+def _rows(module: SearchModule) -> dict[str, list[float]]:
+    return {key: row.tolist() for key, row in module.mixing_weights().items()}
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """Return the largest amounts of memory that the process has used so far, in bytes."""
+    found = {}
+    if device.type == "cuda":
+        found["memory/device_peak_gib"] = float(torch.cuda.max_memory_allocated(device))
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415 (Windows has none)
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["memory/process_peak_gib"] = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+    return found

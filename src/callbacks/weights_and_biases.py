@@ -1,0 +1,166 @@
+"""Weights & Biases: one run of it for each run's folder, one row for each training step."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+from wandb.errors import Error as WandbError
+
+from src.callbacks.scalars import ALPHAS
+from src.common.errors import ConfigError, must_be
+from src.common.files import write_whole
+from src.runs.folder import RunFolder, read_wandb
+
+STEP = "trainer/global_step"  # the x axis, as Lightning names it
+_TO_STAY_HERE = "logger.wandb.offline=true keeps the run on this machine"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run is called where its user has not said it."""
+
+    folder: Path
+    name: str | None = None
+    job_type: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class Wandb(WandbLogger):
+    """Lightning's WandbLogger, which here puts all values of a step into one row and resumes the same run.
+
+    Its id is kept in the run's folder (`wandb.json`), so that a resumed run goes on with it. Online, rows that Weights &
+    Biases already has are not sent again; they are the same. Offline, each resume writes a file of its own with this id.
+
+    Args:
+        identity: the run's folder, and what it is called where `name`, `group` and `job_type` are None.
+        offline: keep the run on this machine.
+        save_dir: where `wandb` puts its files.
+        tags: further ones.
+        settings: any argument of Lightning's WandbLogger and of `wandb.init`.
+
+    Raises:
+        ConfigError: there is no account to log in to, and no terminal to ask for one.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: Sequence[str] | None = None,
+        id: str | None = None,
+        offline: bool = False,
+        mode: str | None = None,
+        save_dir: str = ".",
+        log_model: bool | str = False,
+        **settings: Any,
+    ) -> None:
+        offline = offline or mode == "offline" or (mode is None and wandb.setup().settings.mode == "offline")
+        if offline and log_model:
+            raise must_be("log_model", "false offline, since checkpoints cannot be uploaded", log_model)
+        if not offline and mode != "disabled":
+            check_login()
+        self.is_offline = offline
+        own = identity or Identity(Path(save_dir))
+        self._file = RunFolder(own.folder).wandb
+        given = settings.pop("settings", None) or {}
+        super().__init__(
+            name=name or own.name,
+            save_dir=save_dir,
+            id=id or read_wandb(RunFolder(own.folder)).get("id"),
+            # Lightning would set WANDB_MODE for the whole process, and the next job of a sweep would find it.
+            offline=False,
+            mode="offline" if offline else mode,
+            log_model=cast(Any, log_model),
+            group=group or own.group,
+            job_type=job_type or own.job_type,
+            tags=list(dict.fromkeys([*own.tags, *(tags or ())])),
+            settings={"quiet": True, **given} if isinstance(given, dict) else given,
+            **settings,
+        )
+        # Lightning passes this on for wandb to complain about.
+        if self._wandb_init.get("anonymous") is None:
+            self._wandb_init.pop("anonymous", None)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run of Weights & Biases; it begins when it is first asked for."""
+        if self._experiment is None:
+            try:
+                run = cast(Any, WandbLogger.experiment).fget(self)
+            except WandbError as error:
+                raise ConfigError(
+                    f"Weights & Biases does not begin a run: {' '.join(str(error).split())}; {_TO_STAY_HERE}"
+                ) from error
+            run.define_metric(
+                f"{ALPHAS}*", step_metric=STEP, step_sync=True, hidden=True
+            )  # no panel for each of hundreds
+            facts = {"id": run.id, "entity": run.entity, "project": run.project, "offline": self.is_offline}
+            facts["url"] = None if self.is_offline else run.url  # offline it would warn
+            write_whole(self._file, json.dumps(facts, indent=2) + "\n")
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add values to the row of a step; values of a step before the latest row are dropped."""
+        if step is None or self._wandb_init.get("sync_tensorboard"):
+            super().log_metrics(metrics, step)
+            return
+        run = self.experiment
+        if step >= run.step:
+            prefixed = {
+                f"{self._prefix}{self.LOGGER_JOIN_CHAR}{k}" if self._prefix else k: v for k, v in metrics.items()
+            }
+            run.log({**prefixed, STEP: step}, step=step)
+
+
+def _signature() -> inspect.Signature:
+    """Return the signature of `Wandb` with all that Lightning's logger and wandb.init take, instead of **settings."""
+    own = inspect.signature(Wandb.__init__).parameters
+    taken = {name: one for name, one in own.items() if name != "self" and one.kind == one.KEYWORD_ONLY}
+    for function in (WandbLogger.__init__, wandb.init):
+        for name, one in inspect.signature(function).parameters.items():
+            if name not in (*taken, "self", "config", "anonymous", "experiment") and one.kind in (
+                one.POSITIONAL_OR_KEYWORD,
+                one.KEYWORD_ONLY,
+            ):
+                taken[name] = one.replace(kind=one.KEYWORD_ONLY)
+    return inspect.Signature(list(taken.values()))
+
+
+Wandb.__signature__ = _signature()  # pyright: ignore[reportAttributeAccessIssue] (a mistyped setting is refused by it)
+
+
+def check_login() -> None:
+    """Refuse to begin where Weights & Biases would fail for want of an account.
+
+    Raises:
+        ConfigError: no account is known, and there is no terminal to ask for one.
+    """
+    if sys.stdin is not None and sys.stdin.isatty():
+        return
+    try:
+        known = wandb.login(prompt=False, verify=False)
+    except WandbError as error:
+        raise ConfigError(
+            f"Weights & Biases does not take the key that it was given: {error}; {_TO_STAY_HERE}"
+        ) from error
+    if not known:
+        raise ConfigError(
+            "Weights & Biases knows no account on this machine: run `wandb login` once, or set WANDB_API_KEY; "
+            f"{_TO_STAY_HERE}"
+        )

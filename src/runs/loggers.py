@@ -1,0 +1,178 @@
+"""What loggers are told of a run besides its scalars: what it is called, its settings, what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from src.architectures.architecture import Architecture
+from src.callbacks.alphas import architecture_text
+from src.common.processes import rank
+from src.common.shell import shell_word
+from src.runs.folder import RunFolder, genotype_in, read_wandb
+from src.runs.record import Record, git_commit, versions
+from src.runs.searched import run_of
+from src.runs.targets import plain
+from src.spaces.cnn.genotypes import NAMED_GENOTYPES
+
+ARTIFACT = "genotype"  # the type of the artifact that a search leaves and a retrain uses
+# Overrides that a run's name need not repeat, since it has them or since they say nothing of the experiment.
+_IN_THE_NAME = ("order", "seed", "data", "method", "genotype", "experiment", "debug")
+_OF_NO_EXPERIMENT = ("logger", "callbacks", "diagnostics", "trainer", "folder", "sweep", "resume", "checkpoint_minutes")
+
+
+def identity_of(config: DictConfig, folder: Path, data: str) -> Any:
+    """Return what a run is called in Weights & Biases, such as `search-o2-s0-digits`, and in which group it is.
+
+    The jobs of a sweep are a group by the name of the sweep's folder; their names end with the settings that they were
+    given. None where no logger needs it, so that `wandb` need not be imported.
+    """
+    if "weights_and_biases" not in str(config.logger):
+        return None
+    from src.callbacks.weights_and_biases import Identity  # noqa: PLC0415
+
+    kind = "retrain" if "genotype" in config else "search"
+    data = data.partition(":")[0]
+    method = OmegaConf.select(config, "method.name")
+    parts = [kind, *([f"o{config.order}"] if "order" in config else []), f"s{config.seed}", data]
+    parts += [method] if method not in (None, "darts") else []
+    tags = [kind, data, *([f"order {config.order}", str(method)] if "order" in config else [])]
+    if kind == "retrain":
+        parts.append(_short(config.genotype))
+    if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+        return Identity(folder, "-".join(parts), kind, None, tuple(tags))
+    given = [text.lstrip("+~") for text in HydraConfig.get().overrides.task]
+    further = [
+        text for text in given if text.partition("=")[0].split(".")[0] not in (*_IN_THE_NAME, *_OF_NO_EXPERIMENT)
+    ]
+    group = Path(HydraConfig.get().sweep.dir).absolute().name
+    return Identity(folder, "-".join([*parts, *further])[:128], kind, group, tuple(tags))
+
+
+def begin(loggers: Iterable[Logger], folder: Path, config: DictConfig, record: Record) -> None:
+    """Tell the loggers a run's settings, composed and resolved, and what is known of it before it trains."""
+    loggers = list(loggers)
+    if rank() > 0 or not loggers:
+        return
+    settings: dict[str, Any] = {str(key): plain(config[key]) for key in config if key not in ("resume", "sweep")}
+    settings |= {
+        "kind": record.kind,
+        "command": record.command,
+        "folder": str(folder.absolute()),
+        "params": record.params,
+        "macs": record.macs,
+        "data_record": record.data,
+        "machine": record.machine,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    origin = _genotype_origin(str(config.genotype), folder) if record.kind == "retrain" else None
+    if origin is not None:
+        settings["genotype_origin"] = origin
+    for logger in loggers:
+        logger.log_hyperparams(settings)
+        if origin is not None and isinstance(logger, WandbLogger) and not logger.experiment.offline:
+            # Weights & Biases finds an artifact by its name and content: this is the one that the search has logged.
+            logger.experiment.use_artifact(_artifact(origin["artifact"], Path(origin["path"]), origin))
+
+
+def finish(loggers: Iterable[Logger], folder: Path, result: dict[str, Any]) -> None:
+    """Tell the loggers what came of a run: `result`, as result.json has it, and the genotype that a search has found."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            score = _score(result["metrics"])
+            if score is not None:
+                logger.log_metrics({"hp_metric": score})
+                logger.save()
+        elif isinstance(logger, WandbLogger):
+            _finish_wandb(logger, folder, result)
+
+
+def _finish_wandb(logger: WandbLogger, folder: Path, result: dict[str, Any]) -> None:
+    run = logger.experiment
+    answers = result["genotype"]
+    facts = {name: result[name] for name in ("status", "epochs", "params", "macs", "seconds", "error", "stopped_by")}
+    facts["genotype"] = architecture_text(Architecture(answers)) if answers else None
+    run.summary.update({name: value for name, value in {**facts, **result["metrics"]}.items() if value is not None})
+    path = RunFolder(folder).genotype
+    if result["kind"] == "search" and result["status"] == "ok" and path.exists():
+        told = {name: result[name] for name in ("order", "method", "seed", "metrics", "command")}
+        run.log_artifact(_artifact(f"{ARTIFACT}-{run.id}", path, told), aliases=["final"])
+    where = f"kept here; to upload it: wandb sync {shell_word(str(Path(run.dir).parent))}" if run.offline else run.url
+    print(f"wandb:    {where}")
+
+
+def _genotype_origin(genotype: str, folder: Path) -> dict[str, Any]:
+    """Return where the genotype of a retrain comes from, and the name of its artifact in Weights & Biases."""
+    run = run_of(genotype)
+    path = Path(genotype_in(genotype)) if run is not None else RunFolder(folder).genotype
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    wandb_run = None if run is None else read_wandb(run).get("id")
+    return {
+        "given": genotype,
+        "path": str(path.absolute()),
+        "sha256": digest,
+        "wandb_run": wandb_run,
+        "artifact": f"{ARTIFACT}-{wandb_run or digest[:12]}",
+    }
+
+
+def _artifact(name: str, path: Path, metadata: dict[str, Any]) -> Any:
+    import wandb  # noqa: PLC0415 (slow, and only here)
+
+    artifact = wandb.Artifact(name, type=ARTIFACT, metadata=metadata)
+    artifact.add_file(str(path), name=RunFolder("").genotype.name)
+    return artifact
+
+
+def _score(metrics: dict[str, float]) -> float | None:
+    """Return the figure that a run is judged by: a metric of the test split, else of the validation."""
+    for split in ("test_", "val_"):
+        found = [value for name, value in metrics.items() if name.startswith(split) and not name.endswith("_loss")]
+        if found:
+            return found[0]
+    return None
+
+
+def _short(genotype: str) -> str:
+    """Return a short name for what a retrain was given as its genotype."""
+    if genotype in NAMED_GENOTYPES:
+        return genotype
+    run = run_of(genotype)
+    if run is None:
+        return Path(genotype).stem[:40] if os.path.exists(genotype) else "genotype"
+    last = run.path.absolute().name
+    return (
+        last if os.path.isdir(genotype) or Path(genotype).name == run.genotype.name else f"{last}-{Path(genotype).stem}"
+    )
+
+
+@contextmanager
+def own_loggers() -> Iterator[None]:
+    """End a job's run of Weights & Biases with the job: `wandb` keeps it in the process, where the next job finds it.
+
+    So it does with WANDB_MODE, which Lightning's own WandbLogger sets.
+    """
+    mode = os.environ.get("WANDB_MODE")
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        wandb = sys.modules.get("wandb")  # there only if the job used it
+        if wandb is not None and wandb.run is not None:
+            wandb.finish(exit_code=int(failed))
+        if mode is None:
+            os.environ.pop("WANDB_MODE", None)
+        else:
+            os.environ["WANDB_MODE"] = mode

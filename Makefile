@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo search retrain sweep report test test-slow lint format bench clean
+.PHONY: help setup demo search retrain sweep report dashboard test test-slow lint format bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ sweep: $(VENV)/installed ## both orders with four seeds; ARGS="trainer=gpu"
 
 report: $(VENV)/installed ## a table and pages of all runs; RUN=runs/search/RUN for one
 	$(BIN)/python -m src.report $(or $(RUN),runs)
+
+dashboard: $(VENV)/installed ## a workspace for the runs in Weights & Biases (docs/dashboard.md); ARGS="PROJECT"
+	$(BIN)/python -m src.dashboard $(ARGS)
 
 test: $(VENV)/installed ## the tests
 	$(BIN)/python -m pytest

@@ -111,7 +111,7 @@ def state_of(folder: Path) -> dict[str, Any]:
     files = {
         name: content
         for name, content in contents(folder).items()
-        if name.endswith((".csv", ".json")) and name != "result.json"
+        if name.endswith((".csv", ".json")) and name not in ("result.json", "steps.csv")
     }
     result = read_json(folder / "result.json")
     return {

@@ -60,7 +60,9 @@ class AlphaPictures(L.Callback):
             if isinstance(logger, WandbLogger):
                 import wandb  # noqa: PLC0415 (slow, and only here)
 
-                shown = wandb.Html(f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>', inject=False)
+                shown = wandb.Html(
+                    f'<pre style="white-space: pre-wrap">{html.escape(text, quote=False)}</pre>', inject=False
+                )
                 logger.log_metrics({"genotype_text": shown}, step=step)  # pyright: ignore[reportArgumentType]
             else:
                 logger.experiment.add_text("genotype", text, step)

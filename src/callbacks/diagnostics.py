@@ -196,15 +196,8 @@ def top_eigenvalue(problem: Bilevel) -> float:
     # Not a constant: a softmax takes no notice of one, so that it is an eigenvector with the eigenvalue 0.
     start = np.random.default_rng(0).standard_normal(size)
     try:
-        values = eigsh(  # pyright: ignore[reportCallIssue]
-            operator,
-            k=1,
-            which="LA",
-            v0=start,
-            ncv=_KRYLOV,
-            tol=_TOLERANCE,
-            return_eigenvectors=False,  # pyright: ignore[reportArgumentType]
-        )
+        lanczos: Any = eigsh  # its type stubs take tol for a whole number
+        values = lanczos(operator, k=1, which="LA", v0=start, ncv=_KRYLOV, tol=_TOLERANCE, return_eigenvectors=False)
     except ArpackNoConvergence as error:
         values = error.eigenvalues
     return float(values[0]) if len(values) else float("nan")

@@ -1,4 +1,4 @@
-"""The logger that needs nothing: a CSV file with a row for each step."""
+"""What a logger may be told of the run, and the logger that needs nothing: a CSV file with a row for each step."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import csv
 import io
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
@@ -17,22 +18,43 @@ from src.common.files import write_whole
 from src.runs.folder import RunFolder
 
 
+@dataclass(frozen=True)
+class Identity:
+    """A run's folder, and what the run is called where its user has not said it."""
+
+    folder: Path
+    name: str
+    job_type: str
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class OfRun(Protocol):
+    """A logger that wants to know which run it belongs to."""
+
+    def of_run(self, run: Identity) -> None:
+        """Take note of it; called once, before anything is logged."""
+        ...
+
+
 class StepsFile(Logger):
     """Writes `steps.csv`: what the other loggers get, but for the mixing weights, which alphas.csv has.
 
     A column that appears later is empty in the rows before. A resumed run continues the file after the step that it
     resumes from. The settings, which other loggers take as hyperparameters, are in config.yaml.
-
-    Args:
-        folder: of the run.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.path = RunFolder(folder).steps
+        self.path = RunFolder("").steps
         self._columns: list[str] = []
         self._step: int | None = None
         self._row: dict[str, str] = {}
+
+    def of_run(self, run: Identity) -> None:
+        """Write into the run's folder."""
+        self.path = RunFolder(run.folder).steps
 
     @property
     def name(self) -> str:

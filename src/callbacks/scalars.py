@@ -52,6 +52,7 @@ class Scalars(L.Callback):
     def __init__(self) -> None:
         self._since: float | None = None
         self._samples = 0
+        self._rates: dict[str, float] = {}
         self._rows: dict[str, list[float]] = {}  # mixing weights after the epoch before
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,9 +71,14 @@ class Scalars(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock at an epoch's first step: what lies between epochs is no training."""
+        """Start the clock at an epoch's first step, and note the learning rates.
+
+        What lies between epochs is no training. After an epoch's last step, optimisers may have the next epoch's rates.
+        """
         if self._since is None:
             self._since, self._samples = time.monotonic(), 0
+        names = ("step/lr_weights", "step/lr_alphas")
+        self._rates = {n: float(o.param_groups[0]["lr"]) for n, o in zip(names, trainer.optimizers, strict=False)}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -84,10 +90,7 @@ class Scalars(L.Callback):
             return
         if not trainer.loggers or not trainer.is_global_zero:
             return
-        values = dict(pl_module.step_values)
-        for name, optimizer in zip(("weights", "alphas"), trainer.optimizers, strict=False):
-            values[f"step/lr_{name}"] = float(optimizer.param_groups[0]["lr"])
-        values |= {name: value / 2**30 for name, value in _memory(pl_module.device).items()}
+        values = {**pl_module.step_values, **self._rates, **_memory(pl_module.device)}
         now = time.monotonic()
         if self._since is not None and now > self._since:
             values["time/samples_per_second"] = self._samples / (now - self._since)
@@ -97,7 +100,10 @@ class Scalars(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the epoch, at its last step."""
         self._since = None
-        values: dict[str, Tensor | float] = dict(trainer.callback_metrics)
+        by_lightning = trainer.logged_metrics
+        values: dict[str, Tensor | float] = {
+            name: value for name, value in trainer.callback_metrics.items() if name not in by_lightning
+        }
         if isinstance(pl_module, SearchModule):
             rows = _rows(pl_module)
             values["alpha_margin"] = decisions.margin(rows)
@@ -114,13 +120,13 @@ def _rows(module: SearchModule) -> dict[str, list[float]]:
 
 
 def _memory(device: torch.device) -> dict[str, float]:
-    """Return the largest amounts of memory that the process has used so far, in bytes."""
+    """Return the largest amounts of memory that the process has used so far, in GiB."""
     found = {}
     if device.type == "cuda":
-        found["memory/device_peak_gib"] = float(torch.cuda.max_memory_allocated(device))
+        found["memory/device_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     if sys.platform != "win32":
         import resource  # noqa: PLC0415 (Windows has none)
 
         unit = 1 if sys.platform == "darwin" else 1024
-        found["memory/process_peak_gib"] = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
+        found["memory/process_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
     return found

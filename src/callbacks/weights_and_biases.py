@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from wandb.errors import Error as WandbError
 
+from src.callbacks.loggers import Identity
 from src.callbacks.scalars import ALPHAS
 from src.common.errors import ConfigError, must_be
 from src.common.files import write_whole
@@ -25,17 +25,6 @@ STEP = "trainer/global_step"  # the x axis, as Lightning names it
 _TO_STAY_HERE = "logger.wandb.offline=true keeps the run on this machine"
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What a run is called where its user has not said it."""
-
-    folder: Path
-    name: str | None = None
-    job_type: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
-
-
 class Wandb(WandbLogger):
     """Lightning's WandbLogger, which here puts all values of a step into one row and resumes the same run.
 
@@ -43,10 +32,8 @@ class Wandb(WandbLogger):
     Biases already has are not sent again; they are the same. Offline, each resume writes a file of its own with this id.
 
     Args:
-        identity: the run's folder, and what it is called where `name`, `group` and `job_type` are None.
         offline: keep the run on this machine.
         save_dir: where `wandb` puts its files.
-        tags: further ones.
         settings: any argument of Lightning's WandbLogger and of `wandb.init`.
 
     Raises:
@@ -56,17 +43,12 @@ class Wandb(WandbLogger):
     def __init__(
         self,
         *,
-        identity: Identity | None = None,
-        name: str | None = None,
-        group: str | None = None,
-        job_type: str | None = None,
-        tags: Sequence[str] | None = None,
-        id: str | None = None,
         offline: bool = False,
         mode: str | None = None,
         save_dir: str = ".",
         log_model: bool | str = False,
-        **settings: Any,
+        settings: Any = None,
+        **further: Any,
     ) -> None:
         offline = offline or mode == "offline" or (mode is None and wandb.setup().settings.mode == "offline")
         if offline and log_model:
@@ -74,26 +56,28 @@ class Wandb(WandbLogger):
         if not offline and mode != "disabled":
             check_login()
         self.is_offline = offline
-        own = identity or Identity(Path(save_dir))
-        self._file = RunFolder(own.folder).wandb
-        given = settings.pop("settings", None) or {}
+        self._file: Path | None = None
         super().__init__(
-            name=name or own.name,
             save_dir=save_dir,
-            id=id or read_wandb(RunFolder(own.folder)).get("id"),
             # Lightning would set WANDB_MODE for the whole process, and the next job of a sweep would find it.
             offline=False,
             mode="offline" if offline else mode,
             log_model=cast(Any, log_model),
-            group=group or own.group,
-            job_type=job_type or own.job_type,
-            tags=list(dict.fromkeys([*own.tags, *(tags or ())])),
-            settings={"quiet": True, **given} if isinstance(given, dict) else given,
-            **settings,
+            settings={"quiet": True, **(settings or {})} if isinstance(settings, dict | None) else settings,
+            **further,
         )
-        # Lightning passes this on for wandb to complain about.
-        if self._wandb_init.get("anonymous") is None:
-            self._wandb_init.pop("anonymous", None)
+        if self._wandb_init["anonymous"] is None:
+            del self._wandb_init["anonymous"]  # Lightning passes it on for `wandb` to complain about
+
+    def of_run(self, run: Identity) -> None:
+        """Call the run what its user has not called it, and resume it if its folder says which it is."""
+        self._file = RunFolder(run.folder).wandb
+        init = self._wandb_init
+        own = {"name": run.name, "group": run.group, "job_type": run.job_type}
+        own["id"] = read_wandb(RunFolder(run.folder)).get("id")
+        init.update({key: value for key, value in own.items() if init.get(key) is None})
+        init["tags"] = list(dict.fromkeys([*run.tags, *(init.get("tags") or ())]))
+        self._id = init["id"]
 
     @property
     @rank_zero_experiment
@@ -111,7 +95,8 @@ class Wandb(WandbLogger):
             )  # no panel for each of hundreds
             facts = {"id": run.id, "entity": run.entity, "project": run.project, "offline": self.is_offline}
             facts["url"] = None if self.is_offline else run.url  # offline it would warn
-            write_whole(self._file, json.dumps(facts, indent=2) + "\n")
+            if self._file is not None:
+                write_whole(self._file, json.dumps(facts, indent=2) + "\n")
         return self._experiment
 
     @rank_zero_only
@@ -145,8 +130,11 @@ def _signature() -> inspect.Signature:
 Wandb.__signature__ = _signature()  # pyright: ignore[reportAttributeAccessIssue] (a mistyped setting is refused by it)
 
 
-def check_login() -> None:
+def check_login(otherwise: str = _TO_STAY_HERE) -> None:
     """Refuse to begin where Weights & Biases would fail for want of an account.
+
+    Args:
+        otherwise: what its user can do without one.
 
     Raises:
         ConfigError: no account is known, and there is no terminal to ask for one.
@@ -156,11 +144,9 @@ def check_login() -> None:
     try:
         known = wandb.login(prompt=False, verify=False)
     except WandbError as error:
-        raise ConfigError(
-            f"Weights & Biases does not take the key that it was given: {error}; {_TO_STAY_HERE}"
-        ) from error
+        raise ConfigError(f"Weights & Biases does not take the key that it was given: {error}; {otherwise}") from error
     if not known:
         raise ConfigError(
             "Weights & Biases knows no account on this machine: run `wandb login` once, or set WANDB_API_KEY; "
-            f"{_TO_STAY_HERE}"
+            f"{otherwise}"
         )

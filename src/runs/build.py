@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src.architectures.architecture import Architecture
 from src.callbacks.checkpoint import Checkpoints
+from src.callbacks.loggers import OfRun
 from src.callbacks.scalars import Scalars
 from src.common.batch_norm import synchronise
 from src.common.errors import ConfigError, must_be
@@ -180,7 +181,10 @@ def build_trainer(
     settings = plain(config.trainer)
     if settings.pop("sync_batchnorm", False):
         synchronise(module)
-    loggers = _all(config.logger, "logger", identity=identity_of(config, folder, data))
+    loggers = _all(config.logger, "logger")
+    for logger in loggers:
+        if isinstance(logger, OfRun):
+            logger.of_run(identity_of(config, folder, data))
     _check_fits(module, settings, config.callbacks or {}, chosen, loggers)
     sweeps = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweeps and settings.get("devices") == 1 and settings.get("accelerator", "auto") in ("auto", "gpu", "cuda"):
@@ -217,9 +221,9 @@ def build_trainer(
     return trainer
 
 
-def _all(nodes: Any, key: str, **supplied: Any) -> list[Any]:
+def _all(nodes: Any, key: str) -> list[Any]:
     """Return what the nodes below a key describe, without those that are null."""
-    built = [build(node, f"{key}.{name}", **supplied) for name, node in (nodes or {}).items()]
+    built = [build(node, f"{key}.{name}") for name, node in (nodes or {}).items()]
     return [thing for thing in built if thing is not None]
 
 

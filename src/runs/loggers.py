@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.architectures.architecture import Architecture
 from src.callbacks.alphas import architecture_text
+from src.callbacks.loggers import Identity
 from src.common.processes import rank
 from src.common.shell import shell_word
 from src.runs.folder import RunFolder, genotype_in, read_wandb
@@ -31,16 +32,17 @@ _IN_THE_NAME = ("order", "seed", "data", "method", "genotype", "experiment", "de
 _OF_NO_EXPERIMENT = ("logger", "callbacks", "diagnostics", "trainer", "folder", "sweep", "resume", "checkpoint_minutes")
 
 
-def identity_of(config: DictConfig, folder: Path, data: str) -> Any:
+def identity_of(config: DictConfig, folder: Path, data: str) -> Identity:
     """Return what a run is called in Weights & Biases, such as `search-o2-s0-digits`, and in which group it is.
 
     The jobs of a sweep are a group by the name of the sweep's folder; their names end with the settings that they were
-    given. None where no logger needs it, so that `wandb` need not be imported.
-    """
-    if "weights_and_biases" not in str(config.logger):
-        return None
-    from src.callbacks.weights_and_biases import Identity  # noqa: PLC0415
+    given.
 
+    Args:
+        config: composed.
+        folder: of the run.
+        data: the name of the data.
+    """
     kind = "retrain" if "genotype" in config else "search"
     data = data.partition(":")[0]
     method = OmegaConf.select(config, "method.name")

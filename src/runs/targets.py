@@ -44,7 +44,6 @@ _NEVER_SET = (
     "architecture",
     "params",
     "optimizer",
-    "identity",
 )  # what commands supply
 
 

@@ -93,13 +93,20 @@ class TrainingModule(L.LightningModule):
         for name in self._task_metrics:
             metric = self._metric(f"{split}_{name}")
             metric.update(outputs, targets)
-            self.log(f"{split}_{name}", metric, on_step=False, on_epoch=True, logger=False)
+            self._log(f"{split}_{name}", metric)
 
     def measure_mean(self, name: str, value: Tensor, samples: int) -> None:
-        """Add to a mean over the samples of an epoch; src/callbacks/scalars.py passes it on to the loggers."""
+        """Add to a mean over the samples of an epoch."""
         metric = self._metric(name)
         metric.update(value, samples)
-        self.log(name, metric, on_step=False, on_epoch=True, logger=False)
+        self._log(name, metric)
+
+    def _log(self, name: str, metric: Metric) -> None:
+        """Log the epoch's value. Those of the training go to the loggers by src/callbacks/scalars.py.
+
+        Lightning would log them after the callbacks, of which one may stop the run at an epoch's end.
+        """
+        self.log(name, metric, on_step=False, on_epoch=True, logger=name not in self._of_training)
 
     def on_fit_start(self) -> None:
         """Remember how many epochs the run has."""

@@ -78,12 +78,12 @@ class RetrainModule(TrainingModule):
         outputs, auxiliary = self(inputs)
         loss = self.task.loss(outputs, targets)
         self.measure("train", loss.detach(), outputs.detach(), targets)
-        if auxiliary is not None:
-            loss = loss + self.auxiliary_weight * self.task.loss(auxiliary, targets)
-        self._loss = loss.detach()
         score = self.task.score(outputs.detach(), targets)
         self.step_values = {"step/train_loss": loss.detach(), f"step/train_{self.task.metric}": score}
         self.step_samples = len(targets)
+        if auxiliary is not None:
+            loss = loss + self.auxiliary_weight * self.task.loss(auxiliary, targets)
+        self._loss = loss.detach()
         return {"loss": loss, self.task.metric: score}
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -24,6 +24,7 @@ from src.training.search import SearchModule
 SEARCH_FILES = {
     "config.yaml",
     "metrics.csv",
+    "steps.csv",
     "alphas.csv",
     "checkpoints/last.ckpt",
     "checkpoints/epoch_0.json",

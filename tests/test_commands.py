@@ -532,6 +532,9 @@ class TestLoggersAndHelp:
             (folder,) = (tmp_path / "sweep" / job).glob("wandb/offline-run-*")
             assert list(folder.glob("*.wandb"))
             assert len(list(folder.glob("files/media/images/cells/*.png"))) == 2
+            (text,) = (path.read_bytes() for path in folder.glob("*.wandb"))
+            assert f"search-o1-s{job}-digits".encode() in text
+            assert b"sweep" in text, "the group"
         assert done.code == 0, "a run of Weights & Biases is still live" if done.code == 9 else done.err
 
     @pytest.mark.usefixtures("no_report")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 import lightning as L
@@ -20,6 +21,7 @@ from src.spaces.cnn.genotypes import Genotype, is_cell_architecture, split_keys
 from src.training.search import SearchModule
 
 _MOST_ROWS = 10_000  # Weights & Biases draws no more of a chart's table
+_CHARTS = 20  # of a run; each holds the whole history, so the last one is what counts
 
 
 class AlphaPictures(L.Callback):
@@ -47,13 +49,16 @@ class AlphaPictures(L.Callback):
         architecture, candidates = pl_module.derive(), pl_module.net.candidates()
         weights = pl_module.net.by_name(pl_module.mixing_weights())
         text = architecture_text(architecture)
+        epochs = trainer.max_epochs or 1
+        charted = epoch + 1 == epochs or (epoch + 1) % math.ceil(epochs / _CHARTS) == 0
         for name, keys in groups(candidates).items():
             title = f"Mixing weights, {name}, after epoch {epoch}"
             picture = to_array(heat_figure(keys, weights, architecture.choices, title))
             for logger in takers:
                 if isinstance(logger, WandbLogger):
                     logger.log_image(f"mixing_weights/{name}", [picture], step=step)
-                    self._log_curves(trainer, logger, name, keys, step)
+                    if charted:
+                        self._log_curves(trainer, logger, name, keys, step)
                 else:
                     logger.experiment.add_image(f"mixing_weights/{name}", picture, step, dataformats="HWC")
         for logger in takers:

@@ -7,15 +7,17 @@ import json
 import subprocess
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from commands import FEW, RETRAIN, ROOT, SMALL, Done, contents, read_csv, read_json, refused, run, start
+from commands import FEW, RETRAIN, ROOT, SMALL, Done, contents, read_csv, read_json, refused, run
 from omegaconf import OmegaConf
 from PIL import Image
 
+from src import dashboard
 from src.callbacks import decisions
 from src.callbacks.alphas import groups
 from src.callbacks.loggers import Identity, StepsFile
@@ -50,13 +52,15 @@ class Offline(NamedTuple):
     files: list[Path]
 
     def records(self, kind: str, file: int = 0) -> list[dict[str, Any]]:
-        text = subprocess.run(
-            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(self.files[file])],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        return [record[kind] for line in text.splitlines() if (record := json.loads(line))["type"] == kind]
+        return [record[kind] for record in read_back(self.files[file]) if record["type"] == kind]
+
+
+@cache
+def read_back(path: Path) -> list[dict[str, Any]]:
+    """Read the file of a run that has ended, as `wandb` itself reads it."""
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    lines = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def offline(command: str, folder: Path, *overrides: str) -> Offline:
@@ -66,6 +70,11 @@ def offline(command: str, folder: Path, *overrides: str) -> Offline:
         done = run(command, *overrides, *where)
     assert done.code == 0, done.err
     return Offline(folder, done, sorted(folder.glob("wandb/offline-run-*/*.wandb")))
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +152,7 @@ class TestSearch:
             shown = [row for row in history if f"{key}.filenames" in row]
             assert [row["_step"] for row in shown] == [1, 3]
             files = [searched.files[0].parent / "files" / row[f"{key}.filenames"][0] for row in shown]
-            assert len({Image.open(path).size for path in files}) == 1, key
+            assert len({size_of(path) for path in files}) == 1, key
 
     def test_a_chart_of_each_cell_and_the_genotype_as_text(
         self, searched: Offline, history: list[dict[str, Any]]
@@ -184,8 +193,8 @@ class TestSearch:
             assert summary[name] == result[name]
         assert summary["val_accuracy"] == pytest.approx(result["metrics"]["val_accuracy"])
         assert summary["genotype"].startswith("Genotype(normal=[")
-        (artifact,) = searched.records("artifact")
-        assert (artifact["type"], artifact["name"]) == ("genotype", f"genotype-{searched.records('run')[0]['run_id']}")
+        (artifact,) = (record for record in searched.records("artifact") if record["type"] == "genotype")
+        assert artifact["name"] == f"genotype-{searched.records('run')[0]['run_id']}"
         assert [entry["path"] for entry in artifact["manifest"]["contents"]] == ["genotype.json"]
 
     def test_other_loggers_have_the_same_scalars_at_the_same_steps(
@@ -227,6 +236,10 @@ class TestSearch:
         assert {
             metric for panels in PANELS.values() for _, metrics in panels for metric in metrics
         } - of_others <= logged
+        text = workspace("me", "darts")._to_model().model_dump_json()
+        assert all(
+            key in text for key in ("cells/normal", "mixing_weights/reduce", "genotype_text", "alphas/normal_.*")
+        )
 
     def test_resumed_offline_it_is_a_second_file_of_the_same_run(self, searched: Offline) -> None:
         resumed = offline("search", searched.folder, f"resume={searched.folder}", "epochs=3")
@@ -252,7 +265,7 @@ class TestRetrain:
         origin = retrained.records("config")[0]["update"]["genotype_origin"]
         path = searched.folder / "genotype.json"
         assert (origin["path"], origin["sha256"]) == (str(path), hashlib.sha256(path.read_bytes()).hexdigest())
-        (artifact,) = searched.records("artifact")
+        (artifact,) = (record for record in searched.records("artifact") if record["type"] == "genotype")
         assert origin["artifact"] == artifact["name"]
         history = [record["item"] for record in retrained.records("history")]
         assert [row["_step"] for row in history] == [0, 1, 2]
@@ -261,12 +274,26 @@ class TestRetrain:
 
 
 class TestMistakes:
+    @pytest.fixture
+    def stranger(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nobody is logged in, and there is no terminal."""
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        monkeypatch.setattr("sys.stdin", None)
+
+    @pytest.mark.usefixtures("stranger")
     def test_without_an_account_nothing_is_trained(self, tmp_path: Path) -> None:
-        environment = {"HOME": str(tmp_path / "home"), "WANDB_API_KEY": "", "NETRC": str(tmp_path / "netrc")}
-        line = refused(start("-m", "src.search", *SEARCH, "logger=wandb", f"folder={tmp_path / 'run'}", **environment))
+        line = refused(run("search", *SEARCH, "logger=wandb", f"folder={tmp_path / 'run'}"))
         assert "run `wandb login` once" in line
         assert "logger.wandb.offline=true keeps the run on this machine" in line
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.usefixtures("stranger")
+    def test_without_an_account_there_is_no_workspace(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert dashboard.main([]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("error: Weights & Biases knows no account")
+        assert line.count("\n") == 1
 
     @pytest.mark.parametrize(
         ("typed", "line"),

@@ -236,7 +236,7 @@ class TestSearch:
         assert {
             metric for panels in PANELS.values() for _, metrics in panels for metric in metrics
         } - of_others <= logged
-        text = workspace("me", "darts")._to_model().model_dump_json()
+        text = dashboard.workspace("me", "darts")._to_model().model_dump_json()
         assert all(
             key in text for key in ("cells/normal", "mixing_weights/reduce", "genotype_text", "alphas/normal_.*")
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from src.callbacks.scalars import last_step
 from src.common.errors import must_be
 from src.reports.cells import cell_figure, to_array
 from src.spaces.cnn.genotypes import KINDS, Genotype, edge_of, is_cell_architecture
@@ -22,7 +23,7 @@ class CellPictures(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and log the cells; nothing is drawn if no logger takes images."""
         assert isinstance(pl_module, SearchModule)
-        epoch = trainer.current_epoch
+        epoch, step = trainer.current_epoch, last_step(trainer)
         takers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
         architecture = pl_module.derive()
         if not takers or (epoch + 1) % self.every_n_epochs or not is_cell_architecture(architecture):
@@ -34,8 +35,6 @@ class CellPictures(L.Callback):
             picture = to_array(cell_figure(getattr(genotype, kind), title, among=among, steady=True))
             for logger in takers:
                 if isinstance(logger, WandbLogger):
-                    # Weights & Biases orders everything by step, and Lightning logs an epoch at its last batch.
-                    step = int((epoch + 1) * trainer.num_training_batches) - 1
                     logger.log_image(f"cells/{kind}", [picture], step=step)
                 else:
-                    logger.experiment.add_image(f"cells/{kind}", picture, epoch, dataformats="HWC")
+                    logger.experiment.add_image(f"cells/{kind}", picture, step, dataformats="HWC")

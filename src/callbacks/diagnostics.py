@@ -6,6 +6,7 @@ buffers, and every generator is restored. A run with diagnostics is the same run
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,8 @@ class Diagnostics(L.Callback):
       validation batches, which are of the alphas' half unless the data have a validation split, with the BatchNorm
       statistics of each batch: running statistics are those of the mixture.
 
+    - `seconds_orders`, `seconds_exact`, `seconds_eigenvalue` and `seconds_gap`: what each of them took in the epoch.
+
     A comparison that the run cannot make is left out: orders where the weights' optimiser cannot be unrolled or the
     relaxation has no second derivative.
 
@@ -80,6 +83,7 @@ class Diagnostics(L.Callback):
         self._other: AlphaGradient | None = None
         self._exact: AlphaGradient | None = None
         self._scores: list[Tensor] = []
+        self._seconds: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out what the run can be compared with."""
@@ -100,14 +104,15 @@ class Diagnostics(L.Callback):
         orders, exact = (_due(every, trainer, batch_idx) for every in (self.orders_every, self.exact_every))
         if not (orders or exact) or not self._unrolls or not _watched(trainer, pl_module):
             return
-        with _beside(pl_module, batch, batch_idx):
-            problem = pl_module.problem(batch, trainer.optimizers[0])
-            second = pl_module.hypergradient.order == 2
-            if orders or not second:
+        second = pl_module.hypergradient.order == 2
+        if orders or not second:
+            with self._beside("orders", pl_module, batch, batch_idx):
+                problem = pl_module.problem(batch, trainer.optimizers[0])
                 self._other = FirstOrder()(problem) if second else FiniteDifference()(problem)
-            if exact and not pl_module.hypergradient.differentiates_twice:
-                with kernels.disabled():  # the plain form can be differentiated twice
-                    self._exact = Exact()(problem)
+        if exact and not pl_module.hypergradient.differentiates_twice:
+            # The plain form can be differentiated twice.
+            with self._beside("exact", pl_module, batch, batch_idx), kernels.disabled():
+                self._exact = Exact()(pl_module.problem(batch, trainer.optimizers[0]))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -126,7 +131,7 @@ class Diagnostics(L.Callback):
         every, epoch = self.eigenvalue_every, trainer.current_epoch
         is_due = trainer.is_last_batch and every is not None and (epoch + 1) % every == 0
         if is_due and self._differentiates_twice and _watched(trainer, pl_module):
-            with _beside(pl_module, batch, batch_idx), kernels.disabled():
+            with self._beside("eigenvalue", pl_module, batch, batch_idx), kernels.disabled():
                 values["alpha_eigenvalue"] = top_eigenvalue(pl_module.problem(batch, None))
         _log(trainer, step_of(trainer, batch_idx), values)
         self._other = self._exact = None
@@ -149,7 +154,7 @@ class Diagnostics(L.Callback):
         inputs, targets = batch
         mixing = pl_module.method.evaluated({name: alpha.detach() for name, alpha in pl_module.alphas().items()})
         chosen = one_hot(pl_module.derive().choices, pl_module.net.candidates(), mixing)
-        with _beside(pl_module, None, None), _batch_statistics(pl_module):
+        with self._beside("gap", pl_module, None, None), _batch_statistics(pl_module):
             scores = [
                 pl_module.task.score(pl_module.outputs_with(inputs, weights), targets) for weights in (mixing, chosen)
             ]
@@ -169,6 +174,24 @@ class Diagnostics(L.Callback):
             "discretisation_gap": (supernet - discretised) / samples,
         }
         _log(trainer, last_step(trainer), values)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what the diagnostics took."""
+        _log(trainer, last_step(trainer), {f"seconds_{name}": value for name, value in self._seconds.items()})
+        self._seconds = {}
+
+    @contextmanager
+    def _beside(self, what: str, module: SearchModule, batch: Any, batch_idx: int | None) -> Iterator[None]:
+        """Compute at the module's place in the run, leave no trace in any generator, and note the time."""
+        start = time.perf_counter()
+        devices = [module.device] if module.device.type == "cuda" else []
+        with preserved_randomness(), torch.random.fork_rng(devices=devices):
+            if batch_idx is not None:  # callbacks come before the module, which notes the step in this
+                module.on_train_batch_start(batch, batch_idx)
+            yield
+        for device in devices:
+            torch.cuda.synchronize(device)
+        self._seconds[what] = self._seconds.get(what, 0.0) + time.perf_counter() - start
 
 
 def top_eigenvalue(problem: Bilevel) -> float:
@@ -234,16 +257,6 @@ def _log(trainer: L.Trainer, step: int, values: Mapping[str, Tensor | float]) ->
 def _cosine(one: Tensors, other: Tensors) -> Tensor:
     product = torch.stack([(one[name] * other[name]).sum() for name in one]).sum()
     return product / (norm(one) * norm(other))
-
-
-@contextmanager
-def _beside(module: SearchModule, batch: Any, batch_idx: int | None) -> Iterator[None]:
-    """Compute at the module's place in the run, and leave no trace in any generator."""
-    devices = [module.device] if module.device.type == "cuda" else []
-    with preserved_randomness(), torch.random.fork_rng(devices=devices):
-        if batch_idx is not None:  # callbacks come before the module, which notes the step in this
-            module.on_train_batch_start(batch, batch_idx)
-        yield
 
 
 @contextmanager

@@ -177,6 +177,7 @@ class TestSearch:
                 "supernet_accuracy",
                 "discretised_accuracy",
                 "discretisation_gap",
+                *(f"seconds_{name}" for name in ("orders", "exact", "eigenvalue", "gap")),
             }
             assert -1 <= found["cosine_order_1_2"] <= 1
             assert found["discretisation_gap"] == pytest.approx(

@@ -237,10 +237,6 @@ class TestSearch:
         assert {
             metric for panels in PANELS.values() for _, metrics in panels for metric in metrics
         } - of_others <= logged
-        text = dashboard.workspace("me", "darts")._to_model().model_dump_json()
-        assert all(
-            key in text for key in ("cells/normal", "mixing_weights/reduce", "genotype_text", "alphas/normal_.*")
-        )
 
     def test_resumed_offline_it_is_a_second_file_of_the_same_run(self, searched: Offline) -> None:
         resumed = offline("search", searched.folder, f"resume={searched.folder}", "epochs=3")
@@ -361,3 +357,9 @@ def test_the_command_of_the_sweep_that_wandb_plans() -> None:
     assert done.code == 0, done.err
     config = OmegaConf.create(done.out)
     assert (config.optimizer.alphas.lr, config.order, config.seed, config.epochs) == (0.003, 2, 3, 6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic, for wandb-workspaces
+def test_the_workspace_has_pictures_and_a_panel_for_each_cell() -> None:
+    text = dashboard.workspace("me", "darts")._to_model().model_dump_json()
+    assert all(key in text for key in ("cells/normal", "mixing_weights/reduce", "genotype_text", "alphas/normal_.*"))

@@ -518,7 +518,9 @@ class TestLoggersAndHelp:
         events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
         events.Reload()
         tags = events.Tags()
-        assert set(tags["images"]) == {"cells/normal", "cells/reduce"}
+        assert set(tags["images"]) == {
+            f"{what}/{kind}" for what in ("cells", "mixing_weights") for kind in ("normal", "reduce")
+        }
         assert {"train_loss", "val_accuracy", "alpha_entropy"} <= set(tags["scalars"])
         assert events.Images("cells/normal")[0].encoded_image_string.startswith(b"\x89PNG")
 

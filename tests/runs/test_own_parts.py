@@ -129,7 +129,7 @@ def test_no_schedule_is_a_constant_rate(here: Path) -> None:
         ("trainer.precision=foo", "trainer.precision must be 64 or 32 or 16 or transformer-engine"),
         ("trainer.logger=true", "trainer.logger is set by the command, remove it"),
         (
-            "callbacks.own._target_=lightning.pytorch.callbacks.LearningRateMonitor",
+            "logger=none callbacks.own._target_=lightning.pytorch.callbacks.LearningRateMonitor",
             "callbacks.own: LearningRateMonitor needs a logger, such as logger=tensorboard",
         ),
         (
@@ -140,7 +140,7 @@ def test_no_schedule_is_a_constant_rate(here: Path) -> None:
 )
 def test_refused_in_one_line(typed: str, line: str, here: Path) -> None:
     before = contents(here)
-    assert line in refused(run("search", *QUICK, SPACE, typed, "folder=run"))
+    assert line in refused(run("search", *QUICK, SPACE, *typed.split(), "folder=run"))
     assert contents(here) == before
     assert not (here / "run").exists()
 

@@ -27,16 +27,14 @@ from src.runs.targets import plain
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 
 ARTIFACT = "genotype"  # the type of the artifact that a search leaves and a retrain uses
-# Overrides that a run's name need not repeat, since it has them or since they say nothing of the experiment.
-_IN_THE_NAME = ("order", "seed", "data", "method", "genotype", "experiment", "debug")
-_OF_NO_EXPERIMENT = ("logger", "callbacks", "diagnostics", "trainer", "folder", "sweep", "resume", "checkpoint_minutes")
+_IN_THE_NAME = ("order", "seed", "data", "method", "genotype")  # settings that a run's name has
 
 
 def identity_of(config: DictConfig, folder: Path, data: str) -> Identity:
     """Return what a run is called in Weights & Biases, such as `search-o2-s0-digits`, and in which group it is.
 
-    The jobs of a sweep are a group by the name of the sweep's folder; their names end with the settings that they were
-    given.
+    The jobs of a sweep are a group by the name of the sweep's folder; their names end with what else the folder's
+    name says of the job.
 
     Args:
         config: composed.
@@ -53,10 +51,8 @@ def identity_of(config: DictConfig, folder: Path, data: str) -> Identity:
         parts.append(_short(config.genotype))
     if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
         return Identity(folder, "-".join(parts), kind, None, tuple(tags))
-    given = [text.lstrip("+~") for text in HydraConfig.get().overrides.task]
-    further = [
-        text for text in given if text.partition("=")[0].split(".")[0] not in (*_IN_THE_NAME, *_OF_NO_EXPERIMENT)
-    ]
+    # The name of a job's folder says what sets it apart (`order=2,space.channels=8`), or is its number.
+    further = [part for part in folder.name.split(",") if part.partition("=")[0] not in _IN_THE_NAME]
     group = Path(HydraConfig.get().sweep.dir).absolute().name
     return Identity(folder, "-".join([*parts, *further])[:128], kind, group, tuple(tags))
 

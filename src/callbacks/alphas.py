@@ -15,8 +15,8 @@ from src.callbacks.record import EpochAlphas
 from src.callbacks.scalars import last_step
 from src.common import processes
 from src.common.errors import must_be
-from src.reports.curves import heat_figure
 from src.reports.drawing import to_array
+from src.reports.heat import heat_figure
 from src.reports.names import edge_name, words
 from src.spaces.cnn.genotypes import Genotype, is_cell_architecture, split_keys
 from src.training.search import SearchModule

@@ -6,8 +6,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from src.architectures.architecture import Answer
-from src.reports.curves import heat_figure
 from src.reports.drawing import to_svg
+from src.reports.heat import heat_figure
 from src.spaces.cnn.genotypes import split_keys
 
 KEYS = ["normal_n2_p0", "normal_n2_p1", "normal_n3_p0", "normal_n3_p1", "normal_n3_p2"]

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from src.architectures.architecture import ZERO, Answer, Architecture, InputSpec, LayerSpec, Spec
-from src.architectures.architecture import ranks_edges as ranks_edges  # noqa: PLC0414 (others take it from here)
 from src.common.errors import ConfigError, shorten
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from src.spaces.choices import InputChoice, LayerChoice, choices_of, places_of, ranks_edges, spec_of
+from src.architectures.architecture import ranks_edges
+from src.spaces.choices import InputChoice, LayerChoice, choices_of, places_of, spec_of
 
 WEIGHTS, ALPHAS, EDGES = "space.", "alphas.", "edges."  # how the names of a RelaxedSpace's parameters begin
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from src.architectures.architecture import Architecture
 from src.callbacks.record import EpochMetrics
+from src.common.terminal import say
 from src.data.modules import DataModule
 from src.report import report_sweep, write_report
 from src.runs.build import (
@@ -44,6 +45,7 @@ from src.runs.folder import RunFolder, genotype_in
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.record import Record
 from src.runs.searched import Weights, initial_weights, load_architecture, taken_from, with_searched_settings
+from src.runs.summary import Opening, say_tested
 from src.runs.targets import build, fit
 from src.training.retrain import RetrainModule
 
@@ -98,8 +100,6 @@ def retrain(config: DictConfig, folder: Path) -> None:
         network, architecture = build_retrained(config, data, architecture, genotype, weights)
         module = build_module(config, data, network)
         check_optimizers(module)
-        metrics = EpochMetrics(folder)
-        trainer = build_trainer(config, folder, module, data=data.record()["name"], last=[metrics])
         record = Record(
             kind="retrain",
             command=command_of_job("retrain"),
@@ -109,10 +109,12 @@ def retrain(config: DictConfig, folder: Path) -> None:
             params=count_params(module.net),
             macs=count_macs(module.net, data.input_shape, input_dtype(data)),
         )
+        metrics, opening = EpochMetrics(folder), Opening(folder, record)
+        trainer = build_trainer(config, folder, module, data=data.record()["name"], first=[opening], last=[metrics])
         run = claim(folder, config, record, trainer, module)
     taken = None if config.resume is not None else taken_from(config)
     if taken is not None and run.is_first:
-        print(taken)
+        say(taken)
     with recorded(run):
         if run.is_first:
             architecture.write(files.genotype)
@@ -121,10 +123,7 @@ def retrain(config: DictConfig, folder: Path) -> None:
         trainer.test(module, datamodule=data, verbose=False)
         record.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     if run.is_first:
-        metric = data.task.metric
-        value = record.metrics[f"test_{metric}"]
-        print(f"test {metric}: {f'{value:.2%}' if metric == 'accuracy' else f'{value:.4g}'}")
-        print(f"report: {write_report(folder)}")
+        say_tested(run, data.task.metric, opening.tested, write_report(folder))
 
 
 def main() -> int:

@@ -40,6 +40,7 @@ from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.record import Record
+from src.runs.summary import Opening, say_found
 from src.runs.targets import build, within
 from src.spaces.check import check_space
 from src.training.search import SearchModule, check_precision
@@ -96,16 +97,6 @@ def search(config: DictConfig, folder: Path) -> None:
         data = build_data(config)
         module = build_module(config, data)
         check_optimizers(module)
-        metrics = EpochMetrics(folder)
-        trainer = build_trainer(
-            config,
-            folder,
-            module,
-            data=data.record()["name"],
-            first=[EpochAlphas(folder), *build_diagnostics(config)],
-            last=[metrics, EpochArchitectures(folder)],
-        )
-        check_precision(trainer.precision)
         record = Record(
             kind="search",
             command=command_of_job("search"),
@@ -116,6 +107,16 @@ def search(config: DictConfig, folder: Path) -> None:
             params=count_params(module.net.space),
             macs=count_macs(module.net, data.input_shape, input_dtype(data)),
         )
+        metrics = EpochMetrics(folder)
+        trainer = build_trainer(
+            config,
+            folder,
+            module,
+            data=data.record()["name"],
+            first=[Opening(folder, record), EpochAlphas(folder), *build_diagnostics(config)],
+            last=[metrics, EpochArchitectures(folder)],
+        )
+        check_precision(trainer.precision)
         run = claim(folder, config, record, trainer, module)
     with recorded(run):
         run.fit(module, data)
@@ -124,8 +125,7 @@ def search(config: DictConfig, folder: Path) -> None:
         if run.is_first:
             record.architecture.write(RunFolder(folder).genotype)
     if run.is_first:
-        print(f"genotype: {RunFolder(folder).genotype}")
-        print(f"report:   {write_report(folder)}")
+        say_found(run, module, write_report(folder))
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from src.data.sources import Digits
+from src.runs.summary import interval
 from src.spaces.cnn.formats import load_cells
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.training.search import SearchModule
@@ -186,12 +187,36 @@ class TestSearch:
         assert len(checkpoint["optimizer_states"]) == 2
         assert checkpoint["callbacks"]["EpochMetrics"]["rows"]
 
-    def test_says_where_things_are(self, searched: Finished) -> None:
+    def test_says_what_runs_and_what_came_out(self, searched: Finished) -> None:
         assert searched.done.err == ""
-        epoch, genotype, report = searched.done.out.splitlines()
-        assert re.match(r"epoch 1/1 \| train loss \d\.\d{3} accuracy .*% \| validation loss .* \| alpha entropy", epoch)
-        assert genotype.split() == ["genotype:", str(searched.folder / "genotype.json")]
-        assert report.split() == ["report:", str(searched.folder / "report.html")]
+        result, folder = searched.result, searched.folder
+        device = rf"CPU .+, {torch.get_num_threads()} threads?, precision 32-true"
+        expected = [
+            "search: digits, darts, order 2, seed 3",
+            rf"  folder    {re.escape(str(folder))}",
+            rf"  device    {device}",
+            rf"  network   {result['params']:,} weights, {result['macs']:,} multiply-adds a sample",
+            r"            40 alphas in 10 choices",
+            r"  data      1x8x8; 719 samples for the weights, 719 samples for the alphas",
+            r"            validation on the alphas' half",
+            r"  training  1 epoch \(0\) of 2 steps",
+            r"epoch    loss  accuracy: train  alphas' half  decided  skips  flips        left",
+            r"  0/0   \d\.\d{3}  +\d+\.\d %  +\d+\.\d %    0\.\d %      \d      -         0 s",
+            r"found in .* s:",
+            r"  node  normal cell +reduction cell",
+            r"     2  \w+\(0\) \+ \w+\(1\) +\w+\(0\) \+ \w+\(1\)",
+            r"     3  \w+\(\d\) \+ \w+\(\d\) +\w+\(\d\) \+ \w+\(\d\)",
+            r"  decision  8 of 8 kept edges lead by less than 1 %: search longer \(epochs\),",
+            r"            or with a larger learning rate of the alphas \(optimizer.alphas.lr\)",
+            rf"  genotype  {re.escape(str(folder / 'genotype.json'))}",
+            rf"  report    {re.escape(str(folder / 'report.html'))}",
+            rf"  next      python -m src.retrain trainer=cpu genotype={re.escape(str(folder))}",
+        ]
+        lines = searched.done.out.splitlines()
+        assert len(lines) == len(expected)
+        for line, pattern in zip(lines, expected, strict=True):
+            assert re.fullmatch(pattern, line)
+            assert len(line) <= 80 or str(folder) in line or "device" in line
 
     def test_recorded_command_repeats_the_run_in_another_process(self, searched: Finished, tmp_path: Path) -> None:
         words = shlex.split(searched.result["command"])
@@ -300,9 +325,15 @@ class TestRetrain:
 
     def test_says_the_test_accuracy(self, retrained: Finished) -> None:
         assert retrained.done.err == ""
-        accuracy, report = retrained.done.out.splitlines()[-2:]
-        assert accuracy == f"test accuracy: {retrained.result['metrics']['test_accuracy']:.2%}"
-        assert report.split() == ["report:", str(retrained.folder / "report.html")]
+        accuracy, _, report, following, _ = retrained.done.out.splitlines()[-5:]
+        value = retrained.result["metrics"]["test_accuracy"]
+        samples = 2 * 90  # an evaluation's batches are of nearly one size
+        low, high = interval(value, samples)
+        text = f"{100 * value:.2f} % of {samples} samples (95 % interval: {100 * low:.2f} % to {100 * high:.2f} %)"
+        assert accuracy == f"  test accuracy  {text}"
+        assert report.split() == ["report", str(retrained.folder / "report.html")]
+        typed = [*shlex.split(retrained.result["command"])[3:], "seed=1,2,3"]
+        assert shlex.split(following)[1:] == ["python", "-m", "src.retrain", "-m", *typed]
 
     @pytest.mark.usefixtures("no_report")
     def test_recorded_command_repeats_the_run(self, retrained: Finished, tmp_path: Path) -> None:
@@ -315,7 +346,8 @@ class TestRetrain:
         epoch = searched.folder / "checkpoints" / "epoch_0.json"
         done = run("retrain", "-m", *RETRAIN, f"genotype={epoch},DARTS_V2", f"folder={tmp_path / 'sweep'}")
         assert done.code == 0, done.err
-        results = [read_json(tmp_path / "sweep" / str(job) / "result.json") for job in range(2)]
+        (first,) = (tmp_path / "sweep").glob("genotype=epoch_0.json-??????")  # a digest tells apart files of one name
+        results = [read_json(job / "result.json") for job in (first, tmp_path / "sweep" / "genotype=DARTS_V2")]
         assert results[0]["genotype"] == read_json(epoch)
         assert results[1]["genotype"] == NAMED_GENOTYPES["DARTS_V2"].to_architecture().to_plain()
 
@@ -325,7 +357,7 @@ class TestSweep:
         done = run("search", "-m", *SEARCH, "seed=0,1", f"folder={tmp_path / 'sweep'}")
         assert (done.code, done.err) == (0, "")
         jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-        assert [job.name for job in jobs] == ["0", "1"]
+        assert [job.name for job in jobs] == ["seed=0", "seed=1"]
         results = [read_json(job / "result.json") for job in jobs]
         assert [(result["seed"], result["status"]) for result in results] == [(0, "ok"), (1, "ok")]
         assert [shlex.split(result["command"])[-1] for result in results] == ["seed=0", "seed=1"]
@@ -337,7 +369,7 @@ class TestSweep:
         assert [(row["run"], row["seed"], row["status"]) for row in rows] == [("0", "0", "ok"), ("1", "1", "ok")]
 
         before = contents(tmp_path / "sweep")
-        again = run("search", "-m", *SEARCH, "seed=5,6", f"folder={tmp_path / 'sweep'}")
+        again = run("search", "-m", *SEARCH, "order=2", "seed=0,1", f"folder={tmp_path / 'sweep'}")
         after = contents(tmp_path / "sweep")
         assert again.code == 2
         assert again.err.count("already holds a finished run") == len(again.err.splitlines()) == 2
@@ -530,7 +562,7 @@ class TestLoggersAndHelp:
         script = f"import sys, wandb, src.search; sys.argv[1:] = {['-m', *SEARCH, *overrides]!r}; "
         script += "code = src.search.main(); sys.exit(code or (9 if wandb.run else 0))"
         done = start("-c", script, WANDB_SILENT="true", WANDB_DIR=str(tmp_path))
-        for job in ("0", "1"):
+        for job in ("seed=0", "seed=1"):
             (folder,) = (tmp_path / "sweep" / job).glob("wandb/offline-run-*")
             assert list(folder.glob("*.wandb"))
             assert len(list(folder.glob("files/media/images/cells/*.png"))) == 2

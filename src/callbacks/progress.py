@@ -1,99 +1,310 @@
-"""What a run prints while it trains: a bar within the epoch, one line after it."""
+"""What a run prints while it trains: a bar on a terminal, a line after each epoch, and elsewhere a line every minute.
+
+Epochs are counted from 0 everywhere, as in metrics.csv and in the names of the architecture files: the last of 50 is 49.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
 
+from src.callbacks.record import EpochAlphas
 from src.common import processes
+from src.common.terminal import duration, has_bar, named, percent, say
+from src.methods.decision import decided, flips, skips, strongest
+from src.training.module import TrainingModule
+from src.training.search import SearchModule
 
-_SPLITS = {"train": "train", "val": "validation"}
+_SILENCE = 60.0  # seconds without a line after which one is due
+_FIRST_STEPS, _FIRST_SECONDS = 3, 5.0  # what the first estimate is made of
 
 
-class Progress(TQDMProgressBar):
-    """On a terminal, a bar with loss, metric and the remaining time of the whole run; everywhere, one line per epoch."""
+class Progress(ProgressBar):
+    """Prints a row of a table after each epoch, and one estimate of the time that is left.
 
-    def __init__(self, refresh_rate: int = 1) -> None:
-        super().__init__(refresh_rate=refresh_rate if sys.stderr.isatty() else 0)
-        self._start = time.monotonic()
-        self._first: int | None = None  # batch of the run that this process began with
-        self._done = 0  # batches of the run, those of earlier processes included
-        self._latest: dict[str, str] = {}
+    A row has the training loss, the task's metric on the training batches and on what the run is validated with, and of a
+    search: how decided the mixing weights are (0 % where all candidates weigh the same, 100 % where one has all the
+    weight), how many skip connections the architecture has, and for how many choices the heaviest candidate has changed
+    since the last epoch.
+    """
 
-    def on_train_start(self, *args: Any) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._bar: tqdm[Any] | None = None
+        self._pace = Pace()
+        self._said = 0.0
+        self._columns: list[tuple[str, int]] = []
+        self._estimated = False
+        self._strongest: dict[str, str] = {}
+
+    # What Lightning asks of a bar.
+
+    def enable(self) -> None:
+        """Show the bar, if there is a terminal."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show no bar; Lightning calls this on all processes but the first."""
+        self._enabled = False
+        self._close()
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print a line, above the bar if there is one."""
+        if processes.rank() > 0:
+            return
+        self._said = time.monotonic()
+        text = sep.join(map(str, args))
+        if self._bar is None:
+            say(text)
+        else:
+            self._bar.write(named(text), file=sys.stdout)
+
+    # Training.
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; what a resumed run had done before does not count."""
-        super().on_train_start(*args)
-        self._start = time.monotonic()
-        self._first = None
+        self._pace = Pace()
+        self._said = time.monotonic()
+        self._columns, self._estimated, self._strongest = [], False, {}
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note where this process began: a resumed run may begin within an epoch."""
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._first is None:
-            self._first = self._done = self._batches(trainer, batch_idx)
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Return what the bar shows after the batches: loss, metric, remaining time."""
-        return {**self._latest, "left": _duration(self._seconds_left(trainer))}
+        """Time a step, and what lies between two epochs."""
+        self._pace.begin(time.monotonic(), first=batch_idx == 0)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the batch's loss and metric from what the training step returned."""
-        self._done = self._batches(trainer, batch_idx) + 1
-        if self.is_enabled:
-            self._latest = {name: _number(name, float(value)) for name, value in outputs.items()}
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        """Show the step's loss and metric, as the training step returned them."""
+        now = time.monotonic()
+        self._pace.end(now)
+        if not self._estimated and self._pace.is_measured:
+            self._estimate(trainer, batch_idx)
+        shown, due = self._is_shown(), self._is_due(now)
+        if not shown and not due:
+            return  # reading a value would wait for the device
+        total = int(trainer.num_training_batches)
+        values = ", ".join(f"{name} {_number(name, float(value))}" for name, value in outputs.items())
+        text = f"{values}, {duration(self._left(trainer, batch_idx + 1))} left"
+        if shown:
+            self._show(f"epoch {_place(trainer)}", batch_idx + 1, total, text)
+        if due:
+            self.print(f"epoch {_place(trainer)}, step {batch_idx + 1}/{total}: {text}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the epoch's line."""
-        super().on_train_epoch_end(trainer, pl_module)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
-        for split, text in _SPLITS.items():
-            own = {
-                name.removeprefix(f"{split}_"): value for name, value in metrics.items() if name.startswith(f"{split}_")
-            }
-            if own:
-                names = sorted(own, key=lambda name: name != "loss")
-                parts.append(" ".join([text, *(f"{name} {_number(name, own[name])}" for name in names)]))
-        if "alpha_entropy" in metrics:
-            parts.append(f"alpha entropy {metrics['alpha_entropy']:.3f}")
-        parts.append(
-            f"{_duration(time.monotonic() - self._start)} elapsed, {_duration(self._seconds_left(trainer))} left"
-        )
-        self.print(" | ".join(parts))
+        """Print the epoch's row."""
+        self._pace.pause(time.monotonic())
+        cells = self._cells(trainer, pl_module)
+        if not self._columns:
+            self._columns = [(name, max(width, len(name), len(text))) for name, text, width in cells]
+            self.print("  ".join(name.rjust(width) for name, width in self._columns))
+        texts = {name: text for name, text, _ in cells}
+        self.print("  ".join(texts.get(name, "").rjust(width) for name, width in self._columns))
+        self._estimated = True
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print a line, above the bar if there is one."""
-        if self.is_enabled and self.train_progress_bar is not None:
-            super().print(*args, **kwargs)
-        elif processes.rank() == 0:
-            print(*args, flush=True)
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remove the bar."""
+        self._close()
 
-    def _seconds_left(self, trainer: L.Trainer) -> float:
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Remove the bar, so that the error has a line of its own."""
+        self._close()
+
+    # Validation and test.
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Show how far the validation is."""
+        if not trainer.sanity_checking:
+            what = f"epoch {_place(trainer)}, {validation_name(trainer, pl_module)}"
+            self._measured(what, batch_idx + 1, trainer.num_val_batches[dataloader_idx])
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Show how far the test is."""
+        self._measured("test", batch_idx + 1, trainer.num_test_batches[dataloader_idx])
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remove the bar."""
+        self._close()
+
+    def _measured(self, what: str, done: int, total: float) -> None:
+        if self._is_shown():
+            self._show(what, done, int(total), "")
+        if self._is_due(time.monotonic()):
+            self.print(f"{what}: batch {done}/{int(total)}")
+
+    # The row.
+
+    def _cells(self, trainer: L.Trainer, module: L.LightningModule) -> list[tuple[str, str, int]]:
+        """Return the name, the text and the usual width of each cell of the epoch's row."""
+        assert isinstance(module, TrainingModule)
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metric = module.task.metric
+        cells = [("epoch", _place(trainer), 5)]
+        for title, name in (
+            ("loss", "train_loss"),
+            (f"{metric}: train", f"train_{metric}"),
+            (validation_name(trainer, module), f"val_{metric}"),
+        ):
+            if name in measured:
+                cells.append((title, _number(name.partition("_")[2], measured[name]), 6))
+        if isinstance(module, SearchModule):
+            cells += self._decision(trainer, module)
+        left = self._left(trainer, int(trainer.num_training_batches))
+        return [*cells, ("left", duration(left), 10)]
+
+    def _decision(self, trainer: L.Trainer, module: SearchModule) -> list[tuple[str, str, int]]:
+        expected = module.net.by_name(module.mixing_weights())
+        before = self._strongest or _strongest_before(trainer)
+        self._strongest = strongest(expected)
+        skipped = skips(module.derive(), expected)
+        return [
+            ("decided", percent(decided(expected)), 0),
+            *([] if skipped is None else [("skips", str(skipped), 0)]),
+            ("flips", str(flips(before, self._strongest)) if before else "-", 0),
+        ]
+
+    # Time.
+
+    def _left(self, trainer: L.Trainer, done: int) -> float:
+        """Return the seconds that are left, after `done` batches of the present epoch."""
         assert trainer.max_epochs is not None
-        done = self._done - (self._first or 0)
-        left = self._batches(trainer, 0, epoch=trainer.max_epochs) - self._done
-        return (time.monotonic() - self._start) / max(done, 1) * left
+        epochs, batches = trainer.max_epochs - trainer.current_epoch, int(trainer.num_training_batches)
+        return self._pace.left(epochs * batches - done, epochs - (self._pace.is_paused))
 
-    @staticmethod
-    def _batches(trainer: L.Trainer, batch_idx: int, *, epoch: int | None = None) -> int:
-        """Return how many batches of the run come before one of an epoch, by default of the current one."""
-        return int((trainer.current_epoch if epoch is None else epoch) * trainer.num_training_batches) + batch_idx
+    def _estimate(self, trainer: L.Trainer, batch_idx: int) -> None:
+        self._estimated = True
+        assert trainer.max_epochs is not None
+        steps = (trainer.max_epochs - trainer.current_epoch) * int(trainer.num_training_batches) - batch_idx - 1
+        if not steps:
+            return
+        rest = ", and the validation of each epoch" if sum(trainer.num_val_batches) else ""
+        self.print(
+            f"{duration(self._pace.left(steps, 0))} left, estimated: {steps:,} steps of {self._pace.step:.3g} s{rest}"
+        )
+
+    def _is_due(self, now: float) -> bool:
+        return now - self._said >= _SILENCE and not (self._is_shown() and sys.stdout.isatty())
+
+    # The bar.
+
+    def _is_shown(self) -> bool:
+        return self._enabled and has_bar()
+
+    def _show(self, what: str, done: int, total: int, text: str) -> None:
+        if self._bar is None or self._bar.desc != what:
+            self._close()
+            self._bar = tqdm(
+                desc=what,
+                total=total,
+                leave=False,
+                miniters=1,
+                dynamic_ncols=True,
+                file=sys.stderr,
+                bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}",
+            )
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Pace:
+    """How long a step takes, and what lies between the steps of two epochs: validation, files, pictures.
+
+    The first step of a process prepares what the others find ready, so it counts only while there is no other.
+
+    Attributes:
+        is_paused: whether the present epoch's steps are done.
+    """
+
+    def __init__(self) -> None:
+        self.is_paused = False
+        self._first: float | None = None
+        self._steps, self._seconds = 0, 0.0
+        self._between = 0.0
+        self._began = 0.0
+        self._ended: float | None = None
+
+    def begin(self, now: float, *, first: bool) -> None:
+        """Begin a step; `first` of an epoch."""
+        if first and self._ended is not None:
+            self._between = now - self._ended
+        # Within an epoch a step begins where the last one ended: fetching its batch belongs to it.
+        self._began = now if first or self._ended is None else self._ended
+        self.is_paused = False
+
+    def end(self, now: float) -> None:
+        """End a step."""
+        seconds, self._ended = now - self._began, now
+        if self._first is None:
+            self._first = seconds
+        else:
+            self._steps += 1
+            self._seconds += seconds
+
+    def pause(self, now: float) -> None:
+        """End an epoch, after its validation."""
+        self.is_paused = True
+        if self._ended is not None:
+            self._between = now - self._ended
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there are enough steps for an estimate."""
+        return self._steps >= _FIRST_STEPS and self._seconds >= _FIRST_SECONDS
+
+    @property
+    def step(self) -> float:
+        """The mean time of a step."""
+        return self._seconds / self._steps if self._steps else self._first or 0.0
+
+    def left(self, steps: int, epochs: int) -> float:
+        """Return the seconds that some steps, and the ends of some epochs, will take."""
+        return steps * self.step + epochs * self._between
+
+
+def validation_name(trainer: L.Trainer, module: L.LightningModule) -> str:
+    """Return what the validation is of: the half of the train split that trains the alphas, or a split of its own."""
+    describe = getattr(trainer.datamodule, "record", None)  # pyright: ignore[reportAttributeAccessIssue]
+    described: Mapping[str, Any] = describe() if describe is not None else {}
+    is_half = isinstance(module, SearchModule) and described.get("validation_samples") == 0
+    return "alphas' half" if is_half else "validation"
+
+
+def _strongest_before(trainer: L.Trainer) -> dict[str, str]:
+    """Return the heaviest candidates after the last epoch of a run that this process has resumed."""
+    rows = [row for table in trainer.callbacks if isinstance(table, EpochAlphas) for row in table.rows]  # pyright: ignore[reportAttributeAccessIssue]
+    weights: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["epoch"] == trainer.current_epoch - 1:
+            weights.setdefault(row["key"], {})[row["candidate"]] = row["weight"]
+    return strongest(weights)
+
+
+def _place(trainer: L.Trainer) -> str:
+    """Return the present epoch and the last, both counted from 0."""
+    assert trainer.max_epochs is not None
+    return f"{trainer.current_epoch}/{trainer.max_epochs - 1}"
 
 
 def _number(name: str, value: float) -> str:
-    return f"{value:.1%}" if name == "accuracy" else f"{value:.3f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    if name == "accuracy":
+        return percent(value)
+    return f"{value:.3f}" if 0.1 <= abs(value) < 1000 else f"{value:.4g}"

@@ -27,6 +27,7 @@ _BUILT = (
 )
 _OVERRIDE = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[\w.-]+)(?P<rest>=.*)?", re.DOTALL)
 _TARGET = "._target_"
+_JOB_FOLDER = "hydra.sweep.subdir"
 _SHORT_FLAGS = ("-h", "-m", "-r", "-c", "-p", "-i", "-sc", "-cp", "-cn", "-cd")
 _FLAGS = (
     "--help",
@@ -50,7 +51,8 @@ def ready(arguments: Sequence[str]) -> list[str]:
     """Return a command line as Hydra takes it; one that is ready stays as it is.
 
     Values that Hydra's grammar refuses are quoted, arguments of what is built need no `+`, and `~optimizer.schedule` is
-    `optimizer.schedule=null`. A checkpoint that is to be resumed becomes the folder of its run.
+    `optimizer.schedule=null`. A checkpoint that is to be resumed becomes the folder of its run. The jobs of a sweep get
+    folders with names that say which they are.
 
     Raises:
         ConfigError: an option such as `--order=2`, where `order=2` is meant; a value without a key.
@@ -65,7 +67,17 @@ def ready(arguments: Sequence[str]) -> list[str]:
             if not given:
                 value = "..." if "=" in following or following.startswith("-") else following
             raise ConfigError(f"unknown option {argument}, did you mean {name.lstrip('-')}={value}?")
-    return [_ready(argument) for argument in with_quotes(arguments, sweep=is_sweep(arguments))]
+    readied = [_ready(argument) for argument in with_quotes(arguments, sweep=is_sweep(arguments))]
+    return [*readied, *_named_jobs(readied)] if is_sweep(arguments) else readied
+
+
+def _named_jobs(arguments: Sequence[str]) -> list[str]:
+    """Return the override that names the folder of each job of a sweep after what sets it apart: `order=2,seed=1`."""
+    if any(argument.startswith(_JOB_FOLDER) for argument in arguments):
+        return []
+    given = [parsed(argument) for argument in arguments]
+    keys = sorted(one.key_or_group for one in given if one is not None and one.is_sweep_override())
+    return [f"{_JOB_FOLDER}='${{job_name:{','.join(keys)}}}'"] if keys else []
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hydra
@@ -19,12 +19,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from src.common.errors import ConfigError
+from src.common.errors import ConfigError, Interrupted
 from src.common.shell import pastable
-from src.runs import placing, sweeps
+from src.common.terminal import say
+from src.runs import placing, sweeps, workers
 from src.runs.build import check_targets
 from src.runs.claim import RunFailed, is_first_process
-from src.runs.commandline import as_typed, drop_inherited, only_shows, ready
+from src.runs.commandline import as_typed, drop_inherited, is_sweep, only_shows, ready
 from src.runs.composition import CONF, composition_mistake, one_line
 from src.runs.devices import say_threads
 from src.runs.folder import RunFolder
@@ -79,11 +80,14 @@ def launch(
     launched_by, threads = os.getpid(), torch.get_num_threads()
 
     def task(config: DictConfig) -> None:
-        if os.getpid() != launched_by:
-            say_threads(threads)
-        code = _run(command, job, config, prepare)
-        codes.append(code)
-        if code != 0 and os.getpid() != launched_by:  # a launcher's process, whose memory the command does not see
+        if os.getpid() == launched_by:
+            with workers.run_here():
+                codes.append(_run(command, job, config, prepare))
+            return
+        say_threads(threads)
+        name = Path(HydraConfig.get().runtime.output_dir).name
+        code = workers.run(lambda: _run(command, job, config, prepare), name)
+        if code != 0:  # the command does not see the memory of a launcher's process
             raise _JobEnded(code)
 
     typed = sys.argv
@@ -91,7 +95,9 @@ def launch(
         sys.argv = [typed[0], *ready(typed[1:])]
         sweeps.begin()
         placing.begin(makes=is_first_process() and not only_shows(typed[1:]))
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)()
+        main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)
+        with workers.stopped_together() if is_sweep(typed) else nullcontext():
+            main()
     except _JobEnded as ended:  # Hydra lets the other jobs run before it raises what the first of them raised
         codes.append(ended.code)
     except ConfigError as error:
@@ -107,6 +113,9 @@ def launch(
         swept = sweeps.folder()
         if after_sweep is not None and swept is not None and is_first_process():
             after_sweep(swept)
+    if workers.stopped_by():
+        print("the sweep was stopped; to continue, repeat the command with sweep.resume=FOLDER", file=sys.stderr)
+        return 128 + workers.stopped_by()
     return max(codes)
 
 
@@ -142,7 +151,10 @@ def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConf
         with own_loggers():
             job(config, folder)
     except _Done as done:
-        print(done)
+        say(str(done))
+    except Interrupted as stop:  # before the training, which would leave a record
+        print(f"stopped by {stop.by} before the training began", file=sys.stderr)
+        return 128 + stop.signal_number
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         give_up(str(error))

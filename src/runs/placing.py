@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from src.common.shell import parsed
+
+_LONGEST_NAME = 150  # file systems allow 255 bytes
 
 _made: dict[str, str] = {}
 _makes = False
@@ -46,6 +52,32 @@ def _make(path: Path) -> str:
     return str(path)
 
 
+def _job_name(*keys: str, _root_: DictConfig) -> str:
+    """Return what sets a job of a sweep apart from the others, as the name of a folder: `order=2,seed=1`.
+
+    Without keys, or where the job has none of them, it is the job's number.
+    """
+    overrides = [parsed(text) for text in _root_.hydra.overrides.task]
+    values = {one.key_or_group: one.value() for one in overrides if one is not None and not one.is_delete()}
+    name = ",".join(f"{key}={_short(values[key])}" for key in keys if key in values)
+    if not name:
+        return str(_root_.hydra.job.num)
+    name = name.replace("/", "-")
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 7]}-{_digest(name)}"
+
+
+def _short(value: Any) -> str:
+    """Return a value in the characters of a file's name; one that had others is told apart by a digest."""
+    text = str(value)
+    ends = text.rstrip("/").rpartition("/")[2]
+    plain = re.sub(r"[^\w.+-]+", "-", ends).strip("-")[:40]
+    return plain if plain == text else f"{plain}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
+
+
 def _first(*keys: str, _root_: DictConfig) -> Any:
     """Return the first of some settings that is not null, without looking up the others."""
     return next((value for key in keys if (value := OmegaConf.select(_root_, key)) is not None), None)
@@ -54,4 +86,5 @@ def _first(*keys: str, _root_: DictConfig) -> Any:
 # conf/ has the folder of a run, or of a sweep, from these. A launcher that starts processes of its own imports this
 # module there.
 OmegaConf.register_new_resolver("first", _first, replace=True)
+OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
 OmegaConf.register_new_resolver("new_folder", new_folder, replace=True, use_cache=True)

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from src.common.errors import ConfigError
+from src.common.shell import parsed
 from src.runs import placing
 from src.runs.commandline import as_typed, drop_inherited, only_shows, ready
 from src.runs.composition import CONF
@@ -113,3 +114,38 @@ class TestPlacing:
             placing.begin(makes=False)
         assert placing.new_folder(str(tmp_path / "other")) == str(tmp_path / "other")
         assert {path.name for path in tmp_path.iterdir()} == {"run", "run_1"}
+
+
+class TestJobNames:
+    @pytest.mark.parametrize(
+        ("typed", "name"),
+        [
+            (["order=1,2", "seed=0,1"], "order=2,seed=1"),
+            (["seed=0,1", "order=1,2"], "order=2,seed=1"),  # the same job, however it is typed
+            (["space.depth=1,2", "data=digits,cifar10"], "data=cifar10,space.depth=2"),
+            (["seed=range(0,2)"], "seed=1"),
+            (["genotype=DARTS_V1,runs/a/epoch_9.json"], "genotype=epoch_9.json-bbdf15"),
+            (["genotype=runs/b/epoch_9.json,runs/a/epoch_9.json"], "genotype=epoch_9.json-bbdf15"),
+            (["space.candidates=[a,b],[c,d]"], "space.candidates=c-d-dfad67"),
+            (["seed=7"], "3"),
+            (["seed=0,1", "hydra.sweep.subdir=mine"], "mine"),
+        ],
+    )
+    def test_the_last_job(self, typed: list[str], name: str) -> None:
+        *_, subdir = [one for text in ["hydra.sweep.subdir=${hydra.job.num}", *ready(["-m", *typed])] if (one := parsed(text))
+                      and one.key_or_group == "hydra.sweep.subdir"]  # fmt: skip
+        job = []
+        for one in map(parsed, ready(typed)):
+            assert one is not None
+            last = list(one.sweep_string_iterator())[-1] if one.is_sweep_override() else one.get_value_element_as_str()
+            job.append(f"{one.key_or_group}={last}")
+        hydra = {"overrides": {"task": job}, "job": {"num": 3}, "subdir": subdir.value()}
+        assert str(OmegaConf.create({"hydra": hydra}).hydra.subdir) == name
+
+    def test_a_long_name_is_cut(self) -> None:
+        overrides = [f"{'k' * 40}{index}={index}" for index in range(9)]
+        config = OmegaConf.create({"hydra": {"overrides": {"task": overrides}, "job": {"num": 0}}})
+        names = {placing._job_name(*(text.partition("=")[0] for text in overrides[:count]), _root_=config)
+                 for count in (8, 9)}  # fmt: skip
+        assert len(names) == 2
+        assert all(len(name) == placing._LONGEST_NAME for name in names)

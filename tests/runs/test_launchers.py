@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SEARCH, read_json, start
+from commands import SEARCH, begin, read_json, start, until
 
 from src.runs import devices
+from src.runs.folder import RunFolder
 
 SWEEP = ["-m", "src.search", "--multirun", *SEARCH, "callbacks=none"]
 
@@ -26,9 +27,28 @@ def test_a_refused_job_does_not_cost_the_other(plugin: str, settings: list[str],
     pytest.importorskip(plugin)
     done = start(*SWEEP, *settings, "data.batch_size=0,96", f"folder={tmp_path}")
     assert done.code == 2, done
-    refused, ok = (read_json(tmp_path / str(job) / "result.json") for job in range(2))
+    refused, ok = (read_json(tmp_path / f"data.batch_size={size}" / "result.json") for size in (0, 96))
     assert (refused["status"], ok["status"]) == ("failed", "ok")
     assert "batch_size must be 1 or more, got 0" in refused["error"]
+
+
+def test_sigterm_stops_the_jobs_too(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    folder = tmp_path / "sweep"
+    longer = ["--multirun", *SEARCH, "epochs=1000", "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    process = begin("search", *longer, f"folder={folder}")
+    first = [RunFolder(folder / f"seed={seed}") for seed in (0, 1)]
+    until(lambda: all(run.metrics.exists() for run in first), process)
+    process.terminate()
+    out, err = process.communicate(timeout=300)  # the pipes end with the last of the processes that write into them
+    assert process.returncode == 143, err
+    assert "the sweep was stopped" in err
+    assert "Traceback" not in err
+    for run in first:
+        assert read_json(run.result)["status"] == "interrupted"
+        assert run.last.exists()
+        assert f"[{run.path.name}] search: digits" in out
+    assert not RunFolder(folder / "seed=2").config.exists()
 
 
 @pytest.mark.parametrize(("inside", "says"), [(1, True), (3, False)])

@@ -67,14 +67,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_space_in_a_sweep_and_resumed(here: Path) -> None:
     done = run("search", "-m", *QUICK, SPACE, "space.depth=1,2", "folder=sweep")
     assert (done.code, done.err) == (0, "")
-    for job, depth in (("0", 1), ("1", 2)):
-        folder = here / "sweep" / job
+    for depth in (1, 2):
+        folder = here / "sweep" / f"space.depth={depth}"
         assert OmegaConf.load(folder / "config.yaml").space == {"_target_": SPACE.partition("=")[2], "depth": depth}
         assert set(read_json(folder / "genotype.json")) == {f"layer{index}" for index in range(depth)}
         assert f"{SPACE} space.depth={depth}" in read_json(folder / "result.json")["command"]
-    done = run("search", "resume=sweep/0", "epochs=2")
+    done = run("search", "resume=sweep/space.depth=1", "epochs=2")
     assert (done.code, done.err) == (0, "")
-    assert len(read_csv(here / "sweep" / "0" / "metrics.csv")) == 2
+    assert len(read_csv(here / "sweep" / "space.depth=1" / "metrics.csv")) == 2
 
 
 def test_a_source_and_optimisers(here: Path) -> None:

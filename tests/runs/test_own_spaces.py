@@ -211,11 +211,11 @@ def test_a_sweep_is_completed(searched: Path, package: Path) -> None:
     typed = ["-m", *RETRAIN, "genotype=found", "seed=0,1"]
     done = run("retrain", *typed, "folder=sweep")
     assert done.code == 0, done.err
-    (package / "sweep" / "1" / "result.json").unlink()
+    (package / "sweep" / "seed=1" / "result.json").unlink()
     done = run("retrain", *typed, "sweep.resume=sweep")
     assert done.code == 0, done.err
-    assert "sweep/0: finished before" in done.out
-    assert settings("sweep/1")["space"] == {"_target_": "own_package.Base", "depth": 3}
+    assert "sweep/seed=0: finished before" in done.out
+    assert settings("sweep/seed=1")["space"] == {"_target_": "own_package.Base", "depth": 3}
 
 
 def test_settings_on_the_command_line_come_first(searched: Path, package: Path) -> None:

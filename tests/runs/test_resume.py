@@ -508,26 +508,26 @@ class TestSweep:
         assert done.code == 130
         hint = f"""to continue: the same command with "sweep.resume='{folder}'\""""
         assert hint in done.err
-        assert hint in read_json(folder / "0" / "result.json")["error"]
-        assert not (folder / "1").exists()
+        assert hint in read_json(folder / "seed=0" / "result.json")["error"]
+        assert not (folder / "seed=1").exists()
 
     def test_completed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sweep = ["--multirun", *SEARCH, "callbacks=none", "seed=0,1,2"]
         folder = tmp_path / "sweep"
         assert run("search", *sweep, f"folder={folder}").code == 0
-        finished = contents(folder / "1")
-        shutil.rmtree(folder / "2")
+        finished = contents(folder / "seed=1")
+        shutil.rmtree(folder / "seed=2")
         with monkeypatch.context() as patch:
             stop_after(1, patch)
-            shutil.rmtree(folder / "0")
+            shutil.rmtree(folder / "seed=0")
             assert run("search", *sweep, f"sweep.resume={folder}").code == 1
-        assert read_json(folder / "0" / "result.json")["status"] == "failed"
+        assert read_json(folder / "seed=0" / "result.json")["status"] == "failed"
         done = run("search", *sweep, f"sweep.resume={folder}")
         assert done.code == 0, done.err
-        assert "1: finished before" in done.out
-        assert contents(folder / "1") == finished
-        assert [read_json(folder / str(job) / "result.json")["status"] for job in range(3)] == ["ok"] * 3
-        assert [read_json(folder / str(job) / "result.json")["seed"] for job in range(3)] == [0, 1, 2]
+        assert "seed=1: finished before" in done.out
+        assert contents(folder / "seed=1") == finished
+        results = [read_json(folder / f"seed={seed}" / "result.json") for seed in range(3)]
+        assert [(result["status"], result["seed"]) for result in results] == [("ok", 0), ("ok", 1), ("ok", 2)]
 
     def test_of_other_settings(self, tmp_path: Path) -> None:
         folder = tmp_path / "sweep"

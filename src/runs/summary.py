@@ -1,0 +1,239 @@
+"""What a command says before and after its run: what runs, what came out of it, and what to type next."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from scipy.stats import binomtest
+
+from src.architectures.architecture import Architecture
+from src.callbacks.progress import validation_name
+from src.common import processes
+from src.common.shell import override, pastable
+from src.common.terminal import duration, percent, say, table
+from src.methods.decision import leads
+from src.runs.claim import Run
+from src.runs.composition import CONF
+from src.runs.folder import RunFolder
+from src.runs.record import Record
+from src.spaces.cnn.genotypes import KINDS, Genotype, is_cell_architecture
+from src.training.module import TrainingModule
+from src.training.search import SearchModule
+
+CLOSE = 0.01  # a lead of less mixing weight than this could as well be noise
+_SHOWN_ANSWERS = 12
+_SAMPLES = {"weights": "for the weights", "arch": "for the alphas", "train": "to train on"}
+
+
+class Opening(L.Callback):
+    """Says what runs and where when the training begins, and counts the samples of the test.
+
+    Args:
+        folder: of the run.
+        record: of the run.
+
+    Attributes:
+        tested: how many samples were tested, on all processes.
+    """
+
+    def __init__(self, folder: Path, record: Record) -> None:
+        self.folder = folder
+        self.record = record
+        self.tested = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the lines."""
+        assert isinstance(pl_module, TrainingModule)
+        if processes.rank() == 0:
+            validated = validation_name(trainer, pl_module) if sum(trainer.num_val_batches) else None
+            say(headline(self.record))
+            say(
+                table(
+                    [
+                        ("folder", str(self.folder)),
+                        ("device", device(self.record.machine, trainer.precision)),
+                        ("network", network(self.record, pl_module)),
+                        ("data", f"{samples(self.record.data)}\n{validation(self.record.data, validated)}"),
+                        ("training", self._steps(trainer)),
+                    ]
+                )
+            )
+
+    def _steps(self, trainer: L.Trainer) -> str:
+        assert trainer.max_epochs is not None
+        text = steps(trainer, trainer.max_epochs)
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready or trainer.current_epoch:
+            text += f"; resumed in epoch {trainer.current_epoch}"
+        return text
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Count the samples of a batch (inputs, targets)."""
+        self.tested += len(batch[1])
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add up the counts of the processes."""
+        self.tested = sum(processes.gather(self.tested))
+
+
+def headline(record: Record) -> str:
+    """Return in one line what a run is."""
+    parts = [str(record.data.get("name", "data"))]
+    if record.method is not None:
+        parts.append(record.method)
+    if record.order is not None:
+        parts.append(f"order {record.order}")
+    return f"{record.kind}: {', '.join([*parts, f'seed {record.seed}'])}"
+
+
+def device(machine: Mapping[str, Any], precision: str) -> str:
+    """Return what a run computes on."""
+    several = "" if machine["processes"] == 1 else f", {machine['processes']} processes"
+    count = machine["threads"]
+    name = re.sub("^cpu ", "CPU ", machine["device"])
+    return f"{name}{several}, {count} thread{'s' if count > 1 else ''}, precision {precision}"
+
+
+def network(record: Record, module: TrainingModule) -> str:
+    """Return the sizes of a network."""
+    text = f"{record.params:,} weights, {record.macs:,} multiply-adds a sample"
+    if isinstance(module, SearchModule):
+        rows = module.alphas().values()
+        text += f"\n{sum(row.numel() for row in rows):,} alphas in {len(rows)} choices"
+    return text
+
+
+def samples(data: Mapping[str, Any]) -> str:
+    """Return the sizes of the data that is trained on, as a run's record has them."""
+    shape = "x".join(map(str, data.get("input_shape", ())))
+    counts = {name.removesuffix("_samples"): n for name, n in data.items() if name.endswith("_samples")}
+    counts.pop("validation", 0)
+    return "; ".join(
+        [shape, ", ".join(f"{count:,} samples {_SAMPLES.get(name, name)}" for name, count in counts.items())]
+    )
+
+
+def validation(data: Mapping[str, Any], name: str | None) -> str:
+    """Return what the validation is of: what is called `name`, or nothing."""
+    if name is None:
+        return "no validation"
+    own = data.get("validation_samples")
+    return f"validation on {f'{own:,} samples of its own' if own else f'the {name}'}"
+
+
+def steps(trainer: L.Trainer, epochs: int) -> str:
+    """Return how long a training is, in epochs and steps; the trainer has begun it."""
+    several = f" (0 to {epochs - 1})" if epochs > 1 else " (0)"
+    batches = int(trainer.num_training_batches)
+    return f"{epochs:,} epoch{'s' if epochs > 1 else ''}{several} of {batches:,} step{'s' if batches > 1 else ''}"
+
+
+# After a search.
+
+
+def say_found(run: Run, module: SearchModule, report: Path) -> None:
+    """Say what a search found, how clear the decision was, and how to retrain it."""
+    architecture = run.record.architecture
+    assert architecture is not None
+    say(f"found in {duration(run.checkpoints.seconds)}:")
+    say(short_form(architecture))
+    say(
+        table(
+            [
+                ("decision", verdict(module, architecture)),
+                ("genotype", str(RunFolder(run.folder).genotype)),
+                ("report", str(report)),
+                ("next", pastable("retrain", [*retrain_overrides(run.record), override("genotype", run.folder)])),
+            ]
+        )
+    )
+
+
+def short_form(architecture: Architecture) -> str:
+    """Return an architecture in a few lines: the nodes of cells, each operation with the state that it is applied to."""
+    if not is_cell_architecture(architecture):
+        answers = [
+            (key, answer if isinstance(answer, str) else " + ".join(answer))
+            for key, answer in architecture.choices.items()
+            if answer is not None
+        ]
+        more = [("...", f"and {len(answers) - _SHOWN_ANSWERS} more")] if len(answers) > _SHOWN_ANSWERS else []
+        return table([*answers[:_SHOWN_ANSWERS], *more])
+    genotype = Genotype.from_architecture(architecture)
+    cells = {
+        kind: [" + ".join(f"{edge.operation}({edge.state})" for edge in node) for node in getattr(genotype, kind)]
+        for kind in KINDS
+    }
+    rows = [("node", "normal cell", "reduction cell")]
+    rows += [(str(state), *pair) for state, pair in enumerate(zip(*cells.values(), strict=True), start=2)]
+    width = max(len(normal) for _, normal, _ in rows)
+    return "\n".join(f"  {node:>4}  {normal:<{width}}  {reduction}" for node, normal, reduction in rows)
+
+
+def verdict(module: SearchModule, architecture: Architecture) -> str:
+    """Return in words how clear the decision for an architecture was."""
+    ahead = leads(module.net.by_name(module.mixing_weights()), architecture, module.net.spec)
+    if not ahead:
+        return "there was nothing to choose"
+    what = "kept edges" if is_cell_architecture(architecture) else "choices"
+    close = sum(lead < CLOSE for lead in ahead.values())
+    if not close:
+        return f"clear: all {len(ahead)} {what} lead by {percent(min(ahead.values()))} or more"
+    return (
+        f"{close} of {len(ahead)} {what} lead by less than {percent(CLOSE, 0)}: search longer (epochs),\n"
+        "or with a larger learning rate of the alphas (optimizer.alphas.lr)"
+    )
+
+
+def retrain_overrides(record: Record) -> list[str]:
+    """Return the overrides of a retrain that go with those of a search: its experiment and its trainer."""
+    kept = []
+    for text in _overrides(record):
+        key, _, value = text.partition("=")
+        if key == "experiment" and (CONF / key / f"{value}_retrain.yaml").is_file():
+            kept.append(f"{text}_retrain")
+        elif key == "trainer":
+            kept.append(text)
+    return kept
+
+
+# After a retrain.
+
+
+def say_tested(run: Run, metric: str, samples: int, report: Path) -> None:
+    """Say what a test on so many samples gave, with its interval, and how to go on."""
+    value = run.record.metrics[f"test_{metric}"]
+    text = f"{value:.4g}"
+    if metric == "accuracy" and samples:
+        low, high = interval(value, samples)
+        text = f"{percent(value, 2)} of {samples:,} samples (95 % interval: {percent(low, 2)} to {percent(high, 2)})"
+    rows = [(f"test {metric}", text), ("time", duration(run.checkpoints.seconds)), ("report", str(report))]
+    if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+        kept = [text for text in _overrides(run.record) if not text.startswith("seed=")]
+        others = ",".join(str(seed) for seed in range(4) if seed != run.record.seed)
+        command = pastable("retrain", ["-m", *kept, f"seed={others}"])
+        rows.append(("next", f"{command}\nfor the mean over several seeds, which is what compares"))
+    say(table(rows))
+
+
+def interval(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of a share of `count` independent samples.
+
+    It covers the chance in the choice of the test split, and not that in the training.
+    """
+    found = binomtest(round(share * count), count).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def _overrides(record: Record) -> list[str]:
+    """Return the overrides of the command that starts a run with the present settings."""
+    return shlex.split(record.command)[3:]

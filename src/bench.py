@@ -50,6 +50,7 @@ from src.data.samples import Samples
 from src.data.sources import Digits
 from src.data.tasks import Classification
 from src.fast.fused import FusedNetwork, FusedSupernet
+from src.runs.devices import resident
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.spaces.cnn.network import Network
@@ -363,18 +364,9 @@ def measure_memory(step: Step, device: str) -> float:
     if device == "cuda":
         step()
         return torch.cuda.max_memory_allocated() / 1e9
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     step()
-    return _resident("VmHWM") - before
-
-
-def _resident(what: str) -> float:
-    """Return this process's resident memory in GB, now (VmRSS) or at most so far (VmHWM).
-
-    Not by getrusage: its maximum outlives exec, so that a new process begins with that of the one that started it.
-    """
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
-    return int(line.split()[1]) * 1024 / 1e9
+    return (resident("VmHWM") - before) / 1e9
 
 
 def _wait(device: str) -> None:

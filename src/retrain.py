@@ -43,6 +43,7 @@ from src.runs.build import (
 from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder, genotype_in
 from src.runs.launch import command_of_job, launch, mistakes
+from src.runs.plan import say_plan
 from src.runs.record import Record
 from src.runs.searched import Weights, initial_weights, load_architecture, taken_from, with_searched_settings
 from src.runs.summary import Opening, say_tested
@@ -109,6 +110,9 @@ def retrain(config: DictConfig, folder: Path) -> None:
             params=count_params(module.net),
             macs=count_macs(module.net, data.input_shape, input_dtype(data)),
         )
+        if config.get("plan"):
+            say_plan(config, record, module, data)
+            return
         metrics, opening = EpochMetrics(folder), Opening(folder, record)
         trainer = build_trainer(config, folder, module, data=data.record()["name"], first=[opening], last=[metrics])
         run = claim(folder, config, record, trainer, module)

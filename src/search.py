@@ -3,6 +3,7 @@
     python -m src.search                                   first order, CIFAR-10, the paper's settings
     python -m src.search order=2 seed=1                    second order (unrolled), another seed
     python -m src.search -m order=1,2 seed=0,1,2,3         a sweep: eight runs
+    python -m src.search order=2 plan=true                 what it will take, measured on a few steps
     python -m src.search resume=runs/search/RUN            go on with a run that was stopped
 
 The run's folder ends up with the architecture of every epoch (checkpoints/epoch_{N}.json), the final one
@@ -39,6 +40,7 @@ from src.runs.build import (
 from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder
 from src.runs.launch import command_of_job, launch, mistakes
+from src.runs.plan import say_plan
 from src.runs.record import Record
 from src.runs.summary import Opening, say_found
 from src.runs.targets import build, within
@@ -107,6 +109,9 @@ def search(config: DictConfig, folder: Path) -> None:
             params=count_params(module.net.space),
             macs=count_macs(module.net, data.input_shape, input_dtype(data)),
         )
+        if config.get("plan"):
+            say_plan(config, record, module, data)
+            return
         metrics = EpochMetrics(folder)
         trainer = build_trainer(
             config,

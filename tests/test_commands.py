@@ -586,8 +586,23 @@ class TestLoggersAndHelp:
         assert (config.order, config.data.batch_size) == (2, 64)
         assert not any(tmp_path.iterdir())
 
-    def test_help_lists_the_groups(self) -> None:
-        done = run("retrain", "--help")
+    @pytest.mark.parametrize(
+        ("command", "own", "others"),
+        [
+            ("search", {"experiment: demo, small", "space: darts", "optimizer: search", "callbacks: none, search"}, []),
+            (
+                "retrain",
+                {"experiment: darts_v1, darts_v2, demo_retrain, small", "space: darts_network", "optimizer: retrain"},
+                ["method", "hypergradient"],
+            ),
+        ],
+    )
+    def test_help_lists_what_the_command_can_use(self, command: str, own: set[str], others: list[str]) -> None:
+        done = run(command, "--help")
         assert done.code == 0
-        assert "python -m src.retrain" in done.out
-        assert "data: cifar10, digits, fashion_mnist, image_folder" in done.out
+        assert done.out.startswith(f"python -m src.{command}: ")
+        groups = {line.strip() for line in done.out.splitlines() if re.match("  [a-z]+: ", line)}
+        assert own <= groups
+        assert "data: cifar10, digits, fashion_mnist, image_folder, own" in groups
+        assert not [line for line in groups if line.partition(":")[0] in others]
+        assert "\nepochs: " in done.out

@@ -55,7 +55,7 @@ def ready(arguments: Sequence[str]) -> list[str]:
     folders with names that say which they are.
 
     Raises:
-        ConfigError: an option such as `--order=2`, where `order=2` is meant; a value without a key.
+        ConfigError: an option such as `--order=2`, where `order=2` is meant; a value without a key; a plan of a sweep.
     """
     for index, argument in enumerate(arguments):
         if argument.startswith("="):
@@ -67,6 +67,8 @@ def ready(arguments: Sequence[str]) -> list[str]:
             if not given:
                 value = "..." if "=" in following or following.startswith("-") else following
             raise ConfigError(f"unknown option {argument}, did you mean {name.lstrip('-')}={value}?")
+    if is_sweep(arguments) and any(one is not None and one.key_or_group == "plan" for one in map(parsed, arguments)):
+        raise ConfigError("plan is for a single run, without --multirun")
     readied = [_ready(argument) for argument in with_quotes(arguments, sweep=is_sweep(arguments))]
     return [*readied, *_named_jobs(readied)] if is_sweep(arguments) else readied
 

@@ -7,19 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from src.common.errors import unknown
+from src.common.errors import ConfigError, unknown
 from src.common.shell import parsed, pastable, quoted
+from src.runs.build import check_targets
 from src.runs.commandline import as_typed
 from src.runs.following import CONF
-from src.runs.schema import COMMANDS, annotation_of
-from src.runs.targets import unknown_key
+from src.runs.schema import COMMANDS, annotation_of, check
+from src.runs.targets import TARGET, locate, unknown_key
 from src.runs.values import describe, show
+from src.spaces.evaluation import evaluation_of
 
 
 def composition_mistake(command: str, arguments: Sequence[str], error: Exception) -> str:
@@ -109,11 +113,50 @@ def _is_option(group: str, option: str) -> bool:
 
 
 def _is_usable(command: str, group: str, option: str) -> bool:
-    """Return whether a command's config can be composed with an option, and has a value for what the option sets."""
+    """Return whether a command can use an option.
+
+    An option with the name of a command is for that one. A space is one that the command can search, or train. With an
+    optimiser or an experiment, the command's config can be composed, and passes the checks that need no data.
+    """
+    if option in COMMANDS and option != command:
+        return False
+    if group not in ("space", "optimizer", "experiment", "debug"):
+        return group in _groups(command)
     config = _composed(command, [f"{group}={option}"])
     if config is None:
         return False
-    return not OmegaConf.missing_keys(config.optimizer)
+    try:
+        check(command, config)
+        check_targets(command, config)
+    except (ConfigError, OmegaConfBaseException):
+        return False
+    if group != "space":
+        return True
+    kind = locate(config.space.get(TARGET), "space")
+    return evaluation_of(kind) in (None, kind) if command == "retrain" else evaluation_of(kind) is not kind
+
+
+def _groups(command: str) -> list[str]:
+    """Return the groups of options that a command has."""
+    defaults = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8"))["defaults"]
+    return sorted(group for entry in defaults if isinstance(entry, dict) for group in entry if (CONF / group).is_dir())
+
+
+def usable_options(command: str) -> str:
+    """Return the options that a command can use, a line for each group, for its help."""
+    state = Singleton.get_state()  # Hydra is about to print the help, and composing clears what it knows
+    try:
+        lines = []
+        for group in _groups(command):
+            options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+            lines.append(f"  {group}: {', '.join(option for option in options if _is_usable(command, group, option))}")
+        return "\n".join(lines)
+    finally:
+        Singleton.set_state(state)
+
+
+# The help of a command has its options from this.
+OmegaConf.register_new_resolver("options", usable_options, replace=True)
 
 
 def _composed(command: str, overrides: list[str]) -> DictConfig | None:
@@ -155,6 +198,6 @@ def _wrong_type(failure: _Failure) -> str | None:
     annotation = annotation_of(failure.command, key) if isinstance(cause, ValidationError) else None
     if annotation is None:
         return f"{key}: {str(cause).strip().splitlines()[0]}"
-    given = re.search(r"Value '(.*)' of type '(\w+)'", str(cause), re.DOTALL)
+    given = re.search(r"Value '(.*)' (?:of|is not a valid bool \()type '?(\w+)", str(cause), re.DOTALL)
     value = "null" if given is None else show(given[1]) if given[2] == "str" else given[1]
     return f"{key} must be {describe(annotation)}, got {value}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,63 @@ def machine(trainer: L.Trainer) -> dict[str, Any]:
         "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
+
+
+def resident(what: str) -> int:
+    """Return this process's resident memory in bytes, now (`VmRSS`) or at most since `reset_peak_memory` (`VmHWM`).
+
+    Not by getrusage: its maximum outlives exec, so that a new process begins with that of the one that started it.
+
+    Raises:
+        OSError: this is not Linux.
+    """
+    return _kibibytes(Path("/proc/self/status"), what)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let the peak of memory begin anew, where it can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Wait for a device, and return the peak of its memory in bytes; of this process's for a CPU; None if not known."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_reserved(device)
+    try:
+        return resident("VmHWM")
+    except OSError:
+        return None
+
+
+def memory_limit(device: torch.device) -> int | None:
+    """Return how many bytes the peak of memory can be, given what other processes use; None if not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    try:
+        return resident("VmRSS") + min(_kibibytes(Path("/proc/meminfo"), "MemAvailable"), _left_in_group())
+    except OSError:
+        return None
+
+
+def _kibibytes(path: Path, name: str) -> int:
+    """Return the bytes that a line `name: count kB` of a file in /proc tells."""
+    (line,) = (line for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def _left_in_group(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return how many bytes the limit of a container leaves, as version 2 of cgroups shows it within the container."""
+    try:
+        limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
+        files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:
+        return math.inf
+    return math.inf if limit == "max" else int(limit) - used + int(files.get("inactive_file", 0))
 
 
 def _cpu_name() -> str:

@@ -130,15 +130,21 @@ def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConf
     sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = HydraConfig.get().overrides.task
 
+    def remove_if_empty() -> None:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
     def give_up(message: str) -> None:
         """Leave a record in a sweep, and no empty folder elsewhere, unless the run has begun."""
         if sweeps:
             record_refusal(folder, command, command_of_job(command), config, message)
-        elif folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        else:
+            remove_if_empty()
 
     try:
         with mistakes():
+            if config.plan and config.resume is not None:
+                raise ConfigError("plan=true is for a run that has not begun; leave out resume=...")
             if config.sweep.resume is not None:
                 config.folder = config.sweep.resume
             drop_inherited(config, overrides)
@@ -150,6 +156,8 @@ def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConf
             check_targets(command, config)
         with own_loggers():
             job(config, folder)
+        if config.get("plan"):
+            remove_if_empty()
     except _Done as done:
         say(str(done))
     except Interrupted as stop:  # before the training, which would leave a record
@@ -207,7 +215,9 @@ def _resumed(command: str, config: DictConfig, folder: Path, *, sweeps: bool) ->
 def command_of_job(command: str) -> str:
     """Return the shell command that runs the present job again, in a folder of its own."""
     overrides = HydraConfig.get().overrides.task
-    kept = [override for override in overrides if not override.lstrip("+").startswith(("folder=", "sweep.resume="))]
+    kept = [
+        override for override in overrides if not override.lstrip("+").startswith(("folder=", "plan=", "sweep.resume="))
+    ]
     return pastable(command, map(as_typed, kept))
 
 

@@ -21,7 +21,7 @@ _GROUPS = ("trainer", "logger", "callbacks", "diagnostics")  # config groups amo
 # Where the data are, within `data`. It may change too: whether they are the same data is checked in another way.
 PLACE = "root"
 # Settings that say how a run was started, where it writes and who watches it; they identify no experiment.
-_INCIDENTAL = {"folder", "resume", "sweep", "logger", "callbacks", "diagnostics", "checkpoint_minutes", "hydra"}
+_INCIDENTAL = {"folder", "resume", "plan", "sweep", "logger", "callbacks", "diagnostics", "checkpoint_minutes", "hydra"}
 _INCIDENTAL_WITHIN = {"trainer": {"accelerator", "profiler", "log_every_n_steps", "max_time"}, "space": {"impl"}}
 
 MAX_SETTINGS_BYTES = 1 << 20

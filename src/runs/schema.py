@@ -54,6 +54,7 @@ class SearchConfig:
     epochs: int = MISSING
     folder: str = MISSING
     resume: str | None = None
+    plan: bool = False
     checkpoint_minutes: float | None = MISSING
     sweep: Sweep = field(default_factory=Sweep)
     data: Any = MISSING
@@ -77,6 +78,7 @@ class RetrainConfig:
     epochs: int = MISSING
     folder: str = MISSING
     resume: str | None = None
+    plan: bool = False
     checkpoint_minutes: float | None = MISSING
     sweep: Sweep = field(default_factory=Sweep)
     data: Any = MISSING

@@ -170,9 +170,9 @@ class Progress(ProgressBar):
         expected = module.net.by_name(module.mixing_weights())
         before = self._strongest or _strongest_before(trainer)
         self._strongest = strongest(expected)
-        skipped = skips(module.derive(), expected)
+        share, skipped = decided(expected.values()), skips(module.derive(), expected)
         return [
-            ("decided", percent(decided(expected)), 0),
+            *([] if share is None else [("decided", percent(share), 0)]),
             *([] if skipped is None else [("skips", str(skipped), 0)]),
             ("flips", str(flips(before, self._strongest)) if before else "-", 0),
         ]

@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from src.architectures.architecture import Architecture, InputSpec, Spec
+from src.architectures.architecture import ZERO, Architecture, InputSpec, Spec, ranks_edges
 from src.methods.discretizers import MixingWeights
-from src.spaces.choices import ZERO, ranks_edges
 
+NARROW = 0.01  # a lead of less mixing weight than this may be chance
 SKIPS = frozenset({"skip_connect", "skip", "identity"})  # what spaces call the candidate that passes its input on
 
 
-def decided(expected: MixingWeights) -> float:
-    """Return how decided mixing weights are: 0 where all candidates weigh the same, 1 where one has all the weight.
+def decided(rows: Iterable[Mapping[str, float]]) -> float | None:
+    """Return how decided mixing weights are, in [0, 1]: the mean over choices of 1 - entropy / log(candidates).
 
-    This is the mean over the choices of 1 - entropy / log(candidates).
+    It is 0 where all candidates of each choice weigh the same, and 1 where one has all the weight; None where there is
+    nothing to decide.
     """
     shares = []
-    for row in expected.values():
-        total = sum(row.values())
+    for row in rows:
+        weights = [weight for weight in row.values() if math.isfinite(weight) and weight > 0]
+        total = sum(weights)
         if len(row) > 1 and total > 0:
-            parts = [weight / total for weight in row.values() if weight > 0]
-            shares.append(1 + sum(part * math.log(part) for part in parts) / math.log(len(row)))
-    return max(0.0, sum(shares) / len(shares)) if shares else 1.0
+            entropy = -sum(weight / total * math.log(weight / total) for weight in weights)
+            shares.append(1 - entropy / math.log(len(row)))
+    return max(0.0, sum(shares) / len(shares)) if shares else None
+
+
+def lead(weights: Mapping[str, float], kept: Sequence[str]) -> float | None:
+    """Return by how much mixing weight a choice is decided; None where nothing else could have been chosen.
+
+    Args:
+        weights: candidate -> mixing weight. `none` is left out, since an architecture never names it.
+        kept: what was chosen; of an edge that was dropped nothing, so that its two heaviest candidates are compared.
+    """
+    possible = {name: weight for name, weight in weights.items() if name != ZERO and math.isfinite(weight)}
+    chosen = [possible.pop(name) for name in kept if name in possible]
+    if not chosen and len(possible) > 1:
+        chosen = [possible.pop(max(possible, key=lambda name: possible[name]))]
+    return min(chosen) - max(possible.values()) if chosen and possible else None
+
+
+def leads(expected: MixingWeights, architecture: Architecture, spec: Spec) -> dict[str, float]:
+    """Return the lead of each answer of an architecture; dropped edges, and choices without a second option, have none.
+
+    Edges compete by the weight of their candidates, so an InputChoice over edges has no lead of its own. A lead is
+    negative where another rule than the heaviest chose.
+    """
+    result: dict[str, float] = {}
+    for key, rule in spec.items():
+        answer = architecture.choices[key]
+        if answer is None or (isinstance(rule, InputSpec) and ranks_edges(rule, spec)):
+            continue
+        found = lead(expected[key], [answer] if isinstance(answer, str) else answer)
+        if found is not None:
+            result[key] = found
+    return result
 
 
 def strongest(expected: MixingWeights) -> dict[str, str]:
@@ -41,22 +74,3 @@ def skips(architecture: Architecture, expected: MixingWeights) -> int | None:
     if not any(name in SKIPS for row in expected.values() for name in row):
         return None
     return sum(answer in SKIPS for answer in architecture.choices.values() if isinstance(answer, str))
-
-
-def leads(expected: MixingWeights, architecture: Architecture, spec: Spec) -> dict[str, float]:
-    """Return by how much mixing weight each answer leads over the next that could have been it, in [0, 1].
-
-    For a LayerChoice the next is the second heaviest candidate, `none` left out, since it is never an answer; for inputs,
-    the heaviest of those that were not kept. Choices without a second possibility and dropped edges have no lead. Edges
-    compete by the weight of their candidates, so an InputChoice over edges has none of its own.
-    """
-    result: dict[str, float] = {}
-    for key, rule in spec.items():
-        answer = architecture.choices[key]
-        if answer is None or (isinstance(rule, InputSpec) and ranks_edges(rule, spec)):
-            continue
-        kept = {answer} if isinstance(answer, str) else set(answer)
-        others = [weight for name, weight in expected[key].items() if name not in kept and name != ZERO]
-        if others:
-            result[key] = max(0.0, min(expected[key][name] for name in kept) - max(others))
-    return result

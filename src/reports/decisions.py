@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from src.architectures.architecture import ZERO, Answer
+from src.methods.decision import NARROW, decided, lead
 from src.reports.names import answers_of
 from src.runs.saved import SavedRun
 from src.spaces.cnn.genotypes import edge_of
 
-NARROW = 0.01  # a lead of less mixing weight than this may be chance
 _SKIP = "skip_connect"
 _SKIPS_OF_A_COLLAPSE = 2
 
@@ -22,35 +22,6 @@ class Finding(NamedTuple):
 
     text: str
     tone: str  # "good", "weak" or "plain"
-
-
-def lead(weights: Mapping[str, float], kept: Sequence[str]) -> float | None:
-    """Return by how much mixing weight a choice is decided; None where nothing else could have been chosen.
-
-    Args:
-        weights: candidate -> mixing weight. `none` is left out, since an architecture never names it.
-        kept: what was chosen; of an edge that was dropped nothing, so that its two heaviest candidates are compared.
-    """
-    possible = {name: weight for name, weight in weights.items() if name != ZERO and math.isfinite(weight)}
-    chosen = [possible.pop(name) for name in kept if name in possible]
-    if not chosen and len(possible) > 1:
-        chosen = [possible.pop(max(possible, key=lambda name: possible[name]))]
-    return min(chosen) - max(possible.values()) if chosen and possible else None
-
-
-def decided(rows: Sequence[Mapping[str, float]]) -> float | None:
-    """Return how decided mixing weights are, in [0, 1]: the mean over choices of 1 - entropy / log(candidates).
-
-    It is 0 where all candidates of each choice weigh the same, and 1 where one has all the weight.
-    """
-    shares = []
-    for row in rows:
-        weights = [weight for weight in row.values() if math.isfinite(weight) and weight > 0]
-        total = sum(weights)
-        if len(row) > 1 and total > 0:
-            entropy = -sum(weight / total * math.log(weight / total) for weight in weights)
-            shares.append(1 - entropy / math.log(len(row)))
-    return max(0.0, sum(shares) / len(shares)) if shares else None
 
 
 def uniform_entropy(alphas: Mapping[str, Mapping[str, Sequence[float]]]) -> float | None:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.common.errors import ConfigError, Interrupted
-from src.common.shell import pastable
+from src.common.shell import override, pastable, shell_word
 from src.common.terminal import say
 from src.runs import placing, sweeps, workers
 from src.runs.build import check_targets
@@ -113,8 +113,9 @@ def launch(
         swept = sweeps.folder()
         if after_sweep is not None and swept is not None and is_first_process():
             after_sweep(swept)
-    if workers.stopped_by():
-        print("the sweep was stopped; to continue, repeat the command with sweep.resume=FOLDER", file=sys.stderr)
+    if swept is not None and workers.stopped_by():
+        again = shell_word(override("sweep.resume", swept))
+        print(f"the sweep was stopped; to continue: the same command with {again}", file=sys.stderr)
         return 128 + workers.stopped_by()
     return max(codes)
 

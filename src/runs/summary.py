@@ -18,7 +18,7 @@ from src.callbacks.progress import validation_name
 from src.common import processes
 from src.common.shell import override, pastable
 from src.common.terminal import duration, percent, say, table
-from src.methods.decision import leads
+from src.methods.decision import NARROW, leads
 from src.runs.claim import Run
 from src.runs.composition import CONF
 from src.runs.folder import RunFolder
@@ -27,7 +27,6 @@ from src.spaces.cnn.genotypes import KINDS, Genotype, is_cell_architecture
 from src.training.module import TrainingModule
 from src.training.search import SearchModule
 
-CLOSE = 0.01  # a lead of less mixing weight than this could as well be noise
 _SHOWN_ANSWERS = 12
 _SAMPLES = {"weights": "for the weights", "arch": "for the alphas", "train": "to train on"}
 
@@ -185,11 +184,11 @@ def verdict(module: SearchModule, architecture: Architecture) -> str:
     if not ahead:
         return "there was nothing to choose"
     what = "kept edges" if is_cell_architecture(architecture) else "choices"
-    close = sum(lead < CLOSE for lead in ahead.values())
+    close = sum(lead < NARROW for lead in ahead.values())
     if not close:
         return f"clear: all {len(ahead)} {what} lead by {percent(min(ahead.values()))} or more"
     return (
-        f"{close} of {len(ahead)} {what} lead by less than {percent(CLOSE, 0)}: search longer (epochs),\n"
+        f"{close} of {len(ahead)} {what} lead by less than {percent(NARROW, 0)}: search longer (epochs),\n"
         "or with a larger learning rate of the alphas (optimizer.alphas.lr)"
     )
 

@@ -366,7 +366,7 @@ class TestSweep:
             assert set(contents(job)) == SEARCH_FILES
         assert done.out.splitlines()[-1] == f"sweep: {tmp_path / 'sweep' / 'index.html'}"
         rows = read_csv(tmp_path / "sweep" / "runs.csv")
-        assert [(row["run"], row["seed"], row["status"]) for row in rows] == [("0", "0", "ok"), ("1", "1", "ok")]
+        assert [(row["run"], row["seed"], row["status"]) for row in rows] == [("seed=0", "0", "ok"), ("seed=1", "1", "ok")]
 
         before = contents(tmp_path / "sweep")
         again = run("search", "-m", *SEARCH, "order=2", "seed=0,1", f"folder={tmp_path / 'sweep'}")

@@ -125,6 +125,8 @@ def _is_usable(command: str, group: str, option: str) -> bool:
     config = _composed(command, [f"{group}={option}"])
     if config is None:
         return False
+    if OmegaConf.is_missing(config, "genotype"):
+        config.genotype = ""  # it is for the user to say
     try:
         check(command, config)
         check_targets(command, config)
@@ -198,6 +200,6 @@ def _wrong_type(failure: _Failure) -> str | None:
     annotation = annotation_of(failure.command, key) if isinstance(cause, ValidationError) else None
     if annotation is None:
         return f"{key}: {str(cause).strip().splitlines()[0]}"
-    given = re.search(r"Value '(.*)' (?:of|is not a valid bool \()type '?(\w+)", str(cause), re.DOTALL)
+    given = re.search(r"Value '(.*)' (?:of |is not a valid bool \()type '?(\w+)", str(cause), re.DOTALL)
     value = "null" if given is None else show(given[1]) if given[2] == "str" else given[1]
     return f"{key} must be {describe(annotation)}, got {value}"

@@ -104,7 +104,7 @@ def memory_limit(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     try:
-        return resident("VmRSS") + min(_kibibytes(Path("/proc/meminfo"), "MemAvailable"), _left_in_group())
+        return resident("VmRSS") + int(min(_kibibytes(Path("/proc/meminfo"), "MemAvailable"), _left_in_group()))
     except OSError:
         return None
 

@@ -346,5 +346,5 @@ class TestText:
         name = "runs/search/2026-01-02_03-04-05"
         made = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("config.yaml")]
         assert sorted(Path(path).parent.as_posix() for path in made) == [
-            name, f"{name}_1", f"{name}_2", f"{name}_3/0", f"{name}_3/1"
+            name, f"{name}_1", f"{name}_2", f"{name}_3/seed=0", f"{name}_3/seed=1"
         ]  # fmt: skip

@@ -16,8 +16,8 @@ from commands import FEW, RETRAIN, SEARCH, SHORT, SMALL, Done, contents, read_cs
 from omegaconf import OmegaConf
 from PIL import Image
 
+from src.common.intervals import interval_of_share
 from src.data.sources import Digits
-from src.runs.summary import interval
 from src.spaces.cnn.formats import load_cells
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.training.search import SearchModule
@@ -328,7 +328,7 @@ class TestRetrain:
         accuracy, _, report, following, _ = retrained.done.out.splitlines()[-5:]
         value = retrained.result["metrics"]["test_accuracy"]
         samples = 2 * 90  # an evaluation's batches are of nearly one size
-        low, high = interval(value, samples)
+        low, high = interval_of_share(value, samples)
         text = f"{100 * value:.2f} % of {samples} samples (95 % interval: {100 * low:.2f} % to {100 * high:.2f} %)"
         assert accuracy == f"  test accuracy  {text}"
         assert report.split() == ["report", str(retrained.folder / "report.html")]
@@ -366,7 +366,10 @@ class TestSweep:
             assert set(contents(job)) == SEARCH_FILES
         assert done.out.splitlines()[-1] == f"sweep: {tmp_path / 'sweep' / 'index.html'}"
         rows = read_csv(tmp_path / "sweep" / "runs.csv")
-        assert [(row["run"], row["seed"], row["status"]) for row in rows] == [("seed=0", "0", "ok"), ("seed=1", "1", "ok")]
+        assert [(row["run"], row["seed"], row["status"]) for row in rows] == [
+            ("seed=0", "0", "ok"),
+            ("seed=1", "1", "ok"),
+        ]
 
         before = contents(tmp_path / "sweep")
         again = run("search", "-m", *SEARCH, "order=2", "seed=0,1", f"folder={tmp_path / 'sweep'}")

@@ -26,6 +26,18 @@ def overrides_of(command: str | None) -> list[str]:
         return []
 
 
+def retrain_overrides(command: str | None) -> list[str]:
+    """Return the overrides of a retrain that go with those of a search's command: its experiment and its trainer."""
+    kept = []
+    for text in overrides_of(command):
+        key, _, value = text.partition("=")
+        if key == "experiment" and (CONF / key / f"{value}_retrain.yaml").is_file():
+            kept.append(f"{text}_retrain")
+        elif key == "trainer":
+            kept.append(text)
+    return kept
+
+
 def retrain_command(command: str | None, folder: object, seeds: str | None = None) -> str:
     """Return what retrains a search's genotype, with the experiment and the trainer that go with the search's.
 
@@ -34,14 +46,7 @@ def retrain_command(command: str | None, folder: object, seeds: str | None = Non
         folder: of the search.
         seeds: for a sweep, such as `0,1,2,3`.
     """
-    kept = []
-    for text in overrides_of(command):
-        key, _, value = text.partition("=")
-        if key == "experiment" and (CONF / key / f"{value}_retrain.yaml").is_file():
-            kept.append(f"{text}_retrain")
-        elif key == "trainer":
-            kept.append(text)
-    typed = [*kept, override("genotype", folder)]
+    typed = [*retrain_overrides(command), override("genotype", folder)]
     return pastable("retrain", typed if seeds is None else ["-m", *typed, f"seed={seeds}"])
 
 

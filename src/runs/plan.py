@@ -25,9 +25,10 @@ from src.common.terminal import duration, has_bar, say, table
 from src.runs.build import build_trainer
 from src.runs.devices import machine, memory_limit, peak_memory, reset_peak_memory
 from src.runs.folder import RunFolder
+from src.runs.following import retrain_overrides
 from src.runs.record import Record
 from src.runs.resume import settings_text
-from src.runs.summary import device, headline, network, retrain_overrides, samples, steps
+from src.runs.summary import device, headline, network, samples, steps
 from src.training.module import TrainingModule
 from src.training.search import SearchModule
 
@@ -120,7 +121,7 @@ def _plan_of_retrain(config: DictConfig, record: Record, architecture: Architect
         architecture.write(files.genotype)
         typed = [override("genotype", folder), override("folder", Path(folder) / "retrain"), "plan=true"]
         done = subprocess.run(
-            [sys.executable, "-m", "src.retrain", *retrain_overrides(record), *typed],
+            [sys.executable, "-m", "src.retrain", *retrain_overrides(record.command), *typed],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             capture_output=True,
             text=True,

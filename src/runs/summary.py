@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,16 @@ from typing import Any
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from scipy.stats import binomtest
 
 from src.architectures.architecture import Architecture
 from src.callbacks.progress import validation_name
 from src.common import processes
-from src.common.shell import override, pastable
+from src.common.intervals import interval_of_share
 from src.common.terminal import duration, percent, say, table
 from src.methods.decision import NARROW, leads
 from src.runs.claim import Run
-from src.runs.composition import CONF
 from src.runs.folder import RunFolder
+from src.runs.following import other_seeds_command, retrain_command
 from src.runs.record import Record
 from src.spaces.cnn.genotypes import KINDS, Genotype, is_cell_architecture
 from src.training.module import TrainingModule
@@ -151,7 +149,7 @@ def say_found(run: Run, module: SearchModule, report: Path) -> None:
                 ("decision", verdict(module, architecture)),
                 ("genotype", str(RunFolder(run.folder).genotype)),
                 ("report", str(report)),
-                ("next", pastable("retrain", [*retrain_overrides(run.record), override("genotype", run.folder)])),
+                ("next", retrain_command(run.record.command, run.folder)),
             ]
         )
     )
@@ -193,18 +191,6 @@ def verdict(module: SearchModule, architecture: Architecture) -> str:
     )
 
 
-def retrain_overrides(record: Record) -> list[str]:
-    """Return the overrides of a retrain that go with those of a search: its experiment and its trainer."""
-    kept = []
-    for text in _overrides(record):
-        key, _, value = text.partition("=")
-        if key == "experiment" and (CONF / key / f"{value}_retrain.yaml").is_file():
-            kept.append(f"{text}_retrain")
-        elif key == "trainer":
-            kept.append(text)
-    return kept
-
-
 # After a retrain.
 
 
@@ -213,26 +199,10 @@ def say_tested(run: Run, metric: str, samples: int, report: Path) -> None:
     value = run.record.metrics[f"test_{metric}"]
     text = f"{value:.4g}"
     if metric == "accuracy" and samples:
-        low, high = interval(value, samples)
+        low, high = interval_of_share(value, samples)
         text = f"{percent(value, 2)} of {samples:,} samples (95 % interval: {percent(low, 2)} to {percent(high, 2)})"
     rows = [(f"test {metric}", text), ("time", duration(run.checkpoints.seconds)), ("report", str(report))]
     if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
-        kept = [text for text in _overrides(run.record) if not text.startswith("seed=")]
-        others = ",".join(str(seed) for seed in range(4) if seed != run.record.seed)
-        command = pastable("retrain", ["-m", *kept, f"seed={others}"])
+        command = other_seeds_command(run.record.command, run.record.seed)
         rows.append(("next", f"{command}\nfor the mean over several seeds, which is what compares"))
     say(table(rows))
-
-
-def interval(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's interval of a share of `count` independent samples.
-
-    It covers the chance in the choice of the test split, and not that in the training.
-    """
-    found = binomtest(round(share * count), count).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
-
-
-def _overrides(record: Record) -> list[str]:
-    """Return the overrides of the command that starts a run with the present settings."""
-    return shlex.split(record.command)[3:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from src.architectures.architecture import Architecture
-from src.runs.summary import interval, samples, short_form, validation
+from src.runs.summary import samples, short_form, validation
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 
 
@@ -26,12 +26,6 @@ def test_short_form_of_another_space() -> None:
     many = short_form(Architecture({f"layer{index}": "conv" for index in range(20)})).splitlines()
     assert len(many) == 13
     assert many[-1].split() == ["...", "and", "8", "more"]
-
-
-def test_interval() -> None:
-    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
-    assert interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert interval(0 / 20, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
 @pytest.mark.parametrize(

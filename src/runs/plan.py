@@ -66,7 +66,8 @@ class Needs:
 def say_plan(config: DictConfig, record: Record, module: TrainingModule, data: Any) -> None:
     """Measure a few steps of a run, and print what the run will need; for a search also what the retrain will need.
 
-    The module has been trained a little afterwards. Nothing is left in the run's folder.
+    Loggers, callbacks and diagnostics are left out. The module has been trained a little afterwards. Nothing is left in
+    the run's folder.
 
     Raises:
         ConfigError: the run does not fit into memory; the message names a batch size that does. Or it has several

@@ -18,8 +18,8 @@ from src.architectures.architecture import Architecture, load_json
 from src.common.errors import ConfigError, must_be
 from src.data.modules import RetrainData, SearchData
 from src.runs.checkpoints import load
-from src.runs.composition import CONF
 from src.runs.folder import RunFolder
+from src.runs.following import CONF
 from src.runs.resume import read_settings
 from src.runs.targets import TARGET, locate, plain
 from src.spaces.evaluation import evaluation_of, load_answers

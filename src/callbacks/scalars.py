@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from src.callbacks import decisions
+from src.methods.decision import flips, margin, skips, strongest
 from src.training.module import TrainingModule
 from src.training.search import SearchModule
 
@@ -53,20 +53,20 @@ class Scalars(L.Callback):
         self._since: float | None = None
         self._samples = 0
         self._rates: dict[str, float] = {}
-        self._rows: dict[str, list[float]] = {}  # mixing weights after the epoch before
+        self._strongest: dict[str, str] = {}  # candidate of each choice after the epoch before
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the mixing weights that the next epoch's are compared with."""
-        return {"rows": self._rows}
+        """Return the heaviest candidates that the next epoch's are compared with."""
+        return {"strongest": self._strongest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with those of a checkpoint."""
-        self._rows = dict(state_dict["rows"])
+        self._strongest = dict(state_dict["strongest"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the mixing weights that a search begins with."""
-        if isinstance(pl_module, SearchModule) and not self._rows:
-            self._rows = _rows(pl_module)
+        """Note the heaviest candidates that a search begins with."""
+        if isinstance(pl_module, SearchModule) and not self._strongest:
+            self._strongest = strongest(pl_module.net.by_name(pl_module.mixing_weights()))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -105,18 +105,16 @@ class Scalars(L.Callback):
             name: value for name, value in trainer.callback_metrics.items() if name not in by_lightning
         }
         if isinstance(pl_module, SearchModule):
-            rows = _rows(pl_module)
-            values["alpha_margin"] = decisions.margin(rows)
-            values["argmax_flips"] = decisions.flips(rows, self._rows)
-            values["skip_count"] = decisions.skips(pl_module.derive().choices)
-            self._rows = rows
-            for key, names in pl_module.net.candidates().items():
-                values |= {f"{ALPHAS}{key}/{name}": weight for name, weight in zip(names, rows[key], strict=True)}
+            weights = pl_module.net.by_name(pl_module.mixing_weights())
+            now = strongest(weights)
+            values |= {"alpha_margin": margin(weights), "argmax_flips": flips(self._strongest, now)}
+            skip_count = skips(pl_module.derive(), weights)
+            if skip_count is not None:
+                values["skip_count"] = skip_count
+            self._strongest = now
+            for key, row in weights.items():
+                values |= {f"{ALPHAS}{key}/{name}": weight for name, weight in row.items()}
         log_row(trainer, last_step(trainer), values)
-
-
-def _rows(module: SearchModule) -> dict[str, list[float]]:
-    return {key: row.tolist() for key, row in module.mixing_weights().items()}
 
 
 def _memory(device: torch.device) -> dict[str, float]:

@@ -59,6 +59,12 @@ def leads(expected: MixingWeights, architecture: Architecture, spec: Spec) -> di
     return result
 
 
+def margin(expected: MixingWeights) -> float:
+    """Return the mean over choices of the heaviest weight less the second, `none` included; nan without any choice."""
+    found = [top[0] - top[1] for row in expected.values() if len(top := sorted(row.values(), reverse=True)) > 1]
+    return sum(found) / len(found) if found else math.nan
+
+
 def strongest(expected: MixingWeights) -> dict[str, str]:
     """Return the heaviest candidate or input of each choice."""
     return {key: max(row, key=lambda name: row[name]) for key, row in expected.items()}

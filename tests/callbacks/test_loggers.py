@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from src import dashboard
-from src.callbacks import decisions
 from src.callbacks.alphas import groups
 from src.callbacks.loggers import Identity, StepsFile
 from src.dashboard import PANELS
@@ -329,13 +328,6 @@ class TestStepsFile:
             file.log_metrics({"a": 10.0 + step}, step=step)
         file.finalize("success")
         assert (tmp_path / "steps.csv").read_text() == "step,a\n0,1\n1,2\n2,12\n3,13\n"
-
-
-def test_decisions() -> None:
-    rows = {"one": [0.5, 0.3, 0.2], "other": [0.1, 0.9], "alone": [1.0]}
-    assert decisions.margin(rows) == pytest.approx((0.2 + 0.8) / 2)
-    assert decisions.flips(rows, {"one": [0.2, 0.5, 0.3], "other": [0.4, 0.6], "alone": [1.0]}) == 1
-    assert decisions.skips({"a": "skip_connect", "b": None, "c": "tanh", "d": ("skip_connect",)}) == 1
 
 
 def test_choices_with_the_same_candidates_share_a_picture() -> None:

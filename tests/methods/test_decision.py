@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from src.architectures.architecture import Architecture, InputSpec, LayerSpec, Spec
-from src.methods.decision import decided, flips, leads, skips, strongest
+from src.methods.decision import decided, flips, leads, margin, skips, strongest
 
 EVEN = {"a": {"none": 0.25, "skip_connect": 0.25, "conv": 0.25, "pool": 0.25}}
 SURE = {"a": {"none": 0.0, "skip_connect": 0.0, "conv": 1.0, "pool": 0.0}}
@@ -20,6 +20,11 @@ def test_decided() -> None:
     # There is nothing to decide with one candidate.
     assert decided([{"x": 1.0}]) is None
     assert decided([{"x": 1.0}, {"x": 0.5, "y": 0.5}]) == pytest.approx(0)
+
+
+def test_margin() -> None:
+    rows = {"one": {"a": 0.5, "none": 0.3, "b": 0.2}, "other": {"a": 0.1, "b": 0.9}, "alone": {"a": 1.0}}
+    assert margin(rows) == pytest.approx((0.2 + 0.8) / 2)
 
 
 def test_flips() -> None:

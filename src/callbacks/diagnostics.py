@@ -106,12 +106,12 @@ class Diagnostics(L.Callback):
             return
         second = pl_module.hypergradient.order == 2
         if orders or not second:
-            with self._beside("orders", pl_module, batch, batch_idx):
+            with self._beside("orders", pl_module, batch_idx):
                 problem = pl_module.problem(batch, trainer.optimizers[0])
                 self._other = FirstOrder()(problem) if second else FiniteDifference()(problem)
         if exact and not pl_module.hypergradient.differentiates_twice:
             # The plain form can be differentiated twice.
-            with self._beside("exact", pl_module, batch, batch_idx), kernels.disabled():
+            with self._beside("exact", pl_module, batch_idx), kernels.disabled():
                 self._exact = Exact()(pl_module.problem(batch, trainer.optimizers[0]))
 
     def on_train_batch_end(
@@ -131,7 +131,7 @@ class Diagnostics(L.Callback):
         every, epoch = self.eigenvalue_every, trainer.current_epoch
         is_due = trainer.is_last_batch and every is not None and (epoch + 1) % every == 0
         if is_due and self._differentiates_twice and _watched(trainer, pl_module):
-            with self._beside("eigenvalue", pl_module, batch, batch_idx), kernels.disabled():
+            with self._beside("eigenvalue", pl_module, batch_idx), kernels.disabled():
                 values["alpha_eigenvalue"] = top_eigenvalue(pl_module.problem(batch, None))
         _log(trainer, step_of(trainer, batch_idx), values)
         self._other = self._exact = None
@@ -154,7 +154,7 @@ class Diagnostics(L.Callback):
         inputs, targets = batch
         mixing = pl_module.method.evaluated({name: alpha.detach() for name, alpha in pl_module.alphas().items()})
         chosen = one_hot(pl_module.derive().choices, pl_module.net.candidates(), mixing)
-        with self._beside("gap", pl_module, None, None), _batch_statistics(pl_module):
+        with self._beside("gap", pl_module, None), _batch_statistics(pl_module):
             scores = [
                 pl_module.task.score(pl_module.outputs_with(inputs, weights), targets) for weights in (mixing, chosen)
             ]
@@ -181,13 +181,13 @@ class Diagnostics(L.Callback):
         self._seconds = {}
 
     @contextmanager
-    def _beside(self, what: str, module: SearchModule, batch: Any, batch_idx: int | None) -> Iterator[None]:
+    def _beside(self, what: str, module: SearchModule, batch_idx: int | None) -> Iterator[None]:
         """Compute at the module's place in the run, leave no trace in any generator, and note the time."""
         start = time.perf_counter()
         devices = [module.device] if module.device.type == "cuda" else []
         with preserved_randomness(), torch.random.fork_rng(devices=devices):
-            if batch_idx is not None:  # callbacks come before the module, which notes the step in this
-                module.on_train_batch_start(batch, batch_idx)
+            if batch_idx is not None:  # callbacks come before the module, which notes the step later
+                module.at_step(batch_idx)
             yield
         for device in devices:
             torch.cuda.synchronize(device)

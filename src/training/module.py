@@ -125,7 +125,11 @@ class TrainingModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make whatever randomness an operation uses a function of the place in the run."""
-        self._step = batch_idx
+        self.at_step(batch_idx)
+
+    def at_step(self, step: int) -> None:
+        """Take the place of a step of the present epoch, whose random numbers come next."""
+        self._step = step
         self.seed_pass()
 
     def seed_pass(self) -> None:

@@ -255,7 +255,8 @@ class SearchModule(TrainingModule):
         copies: Tensors = {}
         for group in alike.values():  # one copy a group: a supernet has thousands of buffers of a few shapes
             names, buffers = zip(*group, strict=True)
-            copies.update(zip(names, torch.stack(buffers).unbind(), strict=True))
+            # `data` has a version of its own: writing into one copy must not look like writing into all of them.
+            copies |= {name: copy.data for name, copy in zip(names, torch.stack(buffers).unbind(), strict=True)}
         return copies
 
     def _noise(self) -> Tensors:

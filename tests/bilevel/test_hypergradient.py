@@ -183,7 +183,7 @@ def _difference_of_the_wrong_scale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         module,
         "_combine",
-        lambda direct, mixed, lr, loss: combine(direct, {k: 1e-4 * m for k, m in mixed.items()}, lr, loss),
+        lambda direct, mixed, *rest, **more: combine(direct, {k: 1e-4 * m for k, m in mixed.items()}, *rest, **more),
     )
 
 
@@ -194,7 +194,7 @@ def _both_sides_the_same(patch: pytest.MonkeyPatch) -> None:
 
 def _correction_added(patch: pytest.MonkeyPatch) -> None:
     combine = module._combine
-    patch.setattr(module, "_combine", lambda direct, mixed, lr, loss: combine(direct, mixed, -lr, loss))
+    patch.setattr(module, "_combine", lambda direct, mixed, lr, loss, **more: combine(direct, mixed, -lr, loss, **more))
 
 
 def _v_at_the_old_weights(patch: pytest.MonkeyPatch) -> None:

@@ -330,3 +330,15 @@ def test_dropout_draws_the_same_numbers_in_every_pass_of_a_step() -> None:
         search.step_alphas(batch, weight_optimizer, alpha_optimizer)
         search.step_weights(batch["weights"], weight_optimizer)
     assert max(errors) < 1e-8
+
+
+def test_buffers_are_copied_so_that_each_can_be_written_between_a_pass_and_its_gradient() -> None:
+    """A BatchNorm keeps its running statistics for the backward pass; those of others are moved in the meantime."""
+    search = search_module(2)
+    one, *others = search._scratch().values()
+    weight = torch.ones_like(one, requires_grad=True)
+    product = (weight * one).sum()
+    for other in others:
+        other.zero_()
+    assert torch.equal(torch.autograd.grad(product, weight)[0], one)
+    assert all(buffer.sum() > 0 for name, buffer in search.net.named_buffers() if name.endswith("running_var"))

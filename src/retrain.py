@@ -126,6 +126,7 @@ def retrain(config: DictConfig, folder: Path) -> None:
         record.metrics = metrics.latest()
         trainer.test(module, datamodule=data, verbose=False)
         record.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        record.data["test_samples"] = opening.tested
     if run.is_first:
         say_tested(run, data.task.metric, opening.tested, write_report(folder))
 

@@ -314,7 +314,7 @@ class TestRetrain:
         assert result["genotype"] == searched.result["genotype"]
         assert set(result["metrics"]) == {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
         assert 0 <= result["metrics"]["test_accuracy"] <= 1
-        assert result["data"] == {**DIGITS, "train_samples": 1438, "validation_samples": 0}
+        assert result["data"] == {**DIGITS, "train_samples": 1438, "validation_samples": 0, "test_samples": 180}
 
     def test_genotype_is_carried_over(self, searched: Finished, retrained: Finished) -> None:
         assert (retrained.folder / "genotype.json").read_bytes() == (searched.folder / "genotype.json").read_bytes()

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["trainer=cpu", "epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
 SMALL = ["space.channels=4", "space.cells=3"]
 FEW = ["space.nodes=2", "space.candidates=[none,max_pool_3x3,skip_connect,sep_conv_3x3]"]
-SEARCH = ["data=digits", *SHORT, *SMALL, *FEW]
+SEARCH = ["data=digits", *SHORT, *SMALL, *FEW, "diagnostics=none"]
 RETRAIN = ["data=digits", *SHORT, *SMALL, "trainer.limit_test_batches=2"]
 
 

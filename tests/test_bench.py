@@ -47,6 +47,7 @@ def test_every_form_takes_the_same_step(form: str, order: int) -> None:
     torch.testing.assert_close(alphas_after_a_step(form), alphas_after_a_step("published"), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_writes_json(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(bench, "peak_memory", lambda arguments, device: 1.5)
     path = tmp_path / "bench.json"
@@ -62,6 +63,7 @@ def test_the_command_prints_tables_and_writes_json(tmp_path, capsys, monkeypatch
     assert "| times faster" in printed
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own() -> None:
     ballast = torch.ones(400_000_000 // 4)  # this process's memory is none of the step's
     assert 0 < bench.peak_memory(["--measure", "fused", *SMALL[:10]], "cpu") < 0.3

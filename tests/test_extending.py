@@ -51,7 +51,7 @@ def test_page(page: Page, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for number, (python, *words) in enumerate(page.commands):
         assert python == "python"
-        short = [*SHORT]
+        short = [*SHORT, *(["diagnostics=none", "logger=none"] if "src.search" in words else [])]
         if "src.retrain" in words:
             short += ["trainer.limit_test_batches=1"]
         if (

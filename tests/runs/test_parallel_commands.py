@@ -64,6 +64,7 @@ def test_search_on_halves_of_batches_equals_one_process(tmp_path: Path) -> None:
         assert_rows_close(tmp_path / "two" / name, tmp_path / "one" / name)
 
 
+@pytest.mark.slow
 def test_retrain_on_halves_of_batches_equals_one_process(tmp_path: Path) -> None:
     plain = [*PLAIN, "data.cutout=0", "genotype=DARTS_V2", "trainer.limit_test_batches=null"]
     two, one = tmp_path / "two", tmp_path / "one"
@@ -75,7 +76,8 @@ def test_retrain_on_halves_of_batches_equals_one_process(tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_and_resumed(number: int, straight: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = begin("search", *LONG, f"folder={folder}")

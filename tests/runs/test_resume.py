@@ -128,7 +128,9 @@ def kill_and_resume(straight: Path, folder: Path, *, times: int, seed: int) -> N
     assert_same(state_of(folder), state_of(straight))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_signal_leaves_a_checkpoint_and_a_command_that_can_be_pasted(
     number: int, code: int, straight: dict[str, Path], tmp_path: Path
 ) -> None:

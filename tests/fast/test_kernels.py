@@ -465,6 +465,7 @@ class TestBuilding:
         yield
         build.library.cache_clear()
 
+    @pytest.mark.slow
     @needs_compiler
     def test_built_once(self, tmp_path) -> None:
         path = build.built()

@@ -20,13 +20,10 @@ SWEEP = ["-m", "src.search", "--multirun", *SEARCH, "callbacks=none"]
     ("plugin", "settings"),
     [
         ("hydra_plugins.hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
-        pytest.param(
-            "hydra_plugins.hydra_submitit_launcher",
-            ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
-            marks=pytest.mark.slow,
-        ),
+        ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]),
     ],
 )
+@pytest.mark.slow
 def test_a_refused_job_does_not_cost_the_other(plugin: str, settings: list[str], tmp_path: Path) -> None:
     pytest.importorskip(plugin)
     done = start(*SWEEP, *settings, "data.batch_size=0,96", f"folder={tmp_path}")

@@ -169,6 +169,7 @@ def test_a_mistake_in_code_keeps_its_traceback(typed: list[str], text: str, last
     assert read_json(here / "sweep" / "0" / "result.json")["error"] == last.partition(": ")[2]
 
 
+@pytest.mark.slow
 def test_the_current_folder_counts_for_a_console_script(here: Path) -> None:
     # As such a script does it: the folder of the script comes first on the path, not the current one.
     script = f"import sys; sys.path[:1] = [{str(ROOT)!r}]; from src.search import main; sys.exit(main())"

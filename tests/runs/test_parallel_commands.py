@@ -96,6 +96,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in listed if b"src.search" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+@pytest.mark.slow
 def test_killed_worker_ends_the_run_with_a_result(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = begin("search", *LONG, "epochs=100", f"folder={folder}")

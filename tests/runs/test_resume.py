@@ -81,6 +81,7 @@ class TestExact:
         assert done.code == 0, done.err
         assert_same(state_of(folder), state_of(straight[command]))
 
+    @pytest.mark.slow
     def test_killed_and_resumed(self, straight: dict[str, Path], tmp_path: Path) -> None:
         kill_and_resume(straight["search"], tmp_path / "run", times=2, seed=0)
 

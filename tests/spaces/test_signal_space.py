@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from commands import ROOT, read_json
 from conformance.space import SpaceConformance
@@ -30,6 +31,7 @@ class TestSignalSpace(SpaceConformance):
         return (torch.randn(4, 1, 16, generator=torch.Generator().manual_seed(0)),)
 
 
+@pytest.mark.slow
 def test_as_its_readme_says(tmp_path: Path) -> None:
     shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
     commands = re.findall(r"^python (.*)$", (EXAMPLE / "README.md").read_text(), re.MULTILINE)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from commands import ROOT, read_json
+from commands import ROOT, read_json, run
+
+from src.spaces.cnn.operations import OPERATIONS
 
 PAGES = ROOT / "docs" / "extending.md"
 # What makes the commands short; it stands behind what the page says.
@@ -45,24 +45,24 @@ def test_there_are_the_five_pages() -> None:
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.title)
-def test_page(page: Page, tmp_path: Path) -> None:
+def test_page(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for other in pages():  # a page may use what an earlier one has written
         (tmp_path / other.file).write_text(other.code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for number, (python, *words) in enumerate(page.commands):
-        assert python == "python"
-        short = [*SHORT, *(["diagnostics=none", "logger=none"] if "src.search" in words else [])]
-        if "src.retrain" in words:
-            short += ["trainer.limit_test_batches=1"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(OPERATIONS, "data", dict(OPERATIONS.data))
+    for other in pages():
+        monkeypatch.delitem(sys.modules, Path(other.file).stem, raising=False)
+    for number, (python, option, module, *words) in enumerate(page.commands):
+        assert (python, option) == ("python", "-m")
+        is_search = module == "src.search"
+        short = [*SHORT, *(["diagnostics=none", "logger=none"] if is_search else ["trainer.limit_test_batches=1"])]
         if (
             not any(word.startswith(("space._target_", "genotype=found")) for word in words)
             or page.title == "An operation"
         ):
-            short += SMALL_CELLS if "src.search" in words else SMALL_CELLS[:2]
+            short += SMALL_CELLS if is_search else SMALL_CELLS[:2]
         folder = next((word.partition("=")[2] for word in words if word.startswith("folder=")), f"run{number}")
-        done = subprocess.run(
-            [sys.executable, *words, *short, *([] if f"folder={folder}" in words else [f"folder={folder}"])],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        done = run(module.removeprefix("src."), *words, *short, f"folder={folder}")
+        assert done.code == 0, done.err
         assert read_json(tmp_path / folder / "result.json")["status"] == "ok"

@@ -218,6 +218,7 @@ class TestSearch:
             assert re.fullmatch(pattern, line)
             assert len(line) <= 80 or str(folder) in line or "device" in line
 
+    @pytest.mark.slow
     def test_recorded_command_repeats_the_run_in_another_process(self, searched: Finished, tmp_path: Path) -> None:
         words = shlex.split(searched.result["command"])
         done = start(*words[1:], f"folder={tmp_path}", PYTHONHASHSEED="7")

@@ -14,11 +14,10 @@ import sys
 from collections.abc import Sequence
 
 from src.common.errors import ConfigError, unknown
+from src.common.terminal import refuse
 from src.runs.folder import genotype_in
 from src.spaces.cnn.formats import FORMATS, load_cells
 from src.spaces.cnn.operations import import_operations
-
-MISTAKE = 2  # the exit code of what the user can put right
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         architecture = load_cells(genotype_in(options.genotype))
         text = writers[options.to](architecture)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
+        return refuse(error)
     sys.stdout.write(text)
     return 0
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from src.common.errors import ConfigError
+from src.common.terminal import refuse
 from src.spaces.cnn.genotypes import KINDS
 
-MISTAKE = 2  # the exit code of what the user can put right
 X = "trainer/global_step"
 
 # Section -> panels as (title, metrics) with lines over the steps; each metric is one that src/callbacks/ logs.
@@ -97,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError("a workspace needs wandb-workspaces: pip install 'darts-template[dashboard]'") from None
         print(f"workspace: {_save(built)}")
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
+        return refuse(error)
     return 0
 
 

@@ -17,34 +17,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from src.common.errors import ConfigError
-from src.runs.devices import DEVICE, device_of
-from src.runs.launch import MISTAKE
-from src.runs.opened import load_run
-from src.runs.targets import look_here
+from src.runs.opened import OpenedRun
+from src.runs.using import answer, parser_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the metrics; return 0, or 2 if the run or the data cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m src.evaluate", description="Measure a retrained network on a test split.", allow_abbrev=False
-    )
-    parser.add_argument("run", metavar="RUN", help="the folder of a retrain")
+    parser = parser_of("evaluate", "Measure a retrained network on a test split.", json="print JSON")
     parser.add_argument("data", metavar="data=...", nargs="*", help="settings of the data (default: the run's own)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--device", metavar="DEVICE", help=DEVICE)
-    options = parser.parse_args(argv)
-    look_here()
-    try:
-        run = load_run(options.run)
-        found = run.evaluate(*options.data, device=device_of(options.device))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
-    if run.caution:
-        print(run.caution, file=sys.stderr)
-    print(json.dumps(asdict(found), indent=2) if options.json else found)
-    return 0
+
+    def measured(run: OpenedRun, options: argparse.Namespace) -> str:
+        found = run.evaluate(*options.data, device=options.device)
+        return json.dumps(asdict(found), indent=2) if options.json else str(found)
+
+    return answer(parser, argv, measured)
 
 
 if __name__ == "__main__":

@@ -15,34 +15,24 @@ import json
 import sys
 from collections.abc import Sequence
 
-from src.common.errors import ConfigError
-from src.runs.devices import DEVICE, device_of
-from src.runs.launch import MISTAKE
-from src.runs.opened import load_run
-from src.runs.targets import look_here
+from src.runs.opened import OpenedRun
+from src.runs.using import answer, parser_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the predictions; return 0, or 2 if the run or an input cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m src.predict", description="Print what a retrained network says of images.", allow_abbrev=False
+    parser = parser_of(
+        "predict",
+        "Print what a retrained network says of images.",
+        json="print JSON, with the probability of every class",
     )
-    parser.add_argument("run", metavar="RUN", help="the folder of a retrain")
     parser.add_argument("inputs", metavar="IMAGE", nargs="+", help="an image file, a folder of images, or an .npy file")
-    parser.add_argument("--json", action="store_true", help="print JSON, with the probability of every class")
-    parser.add_argument("--device", metavar="DEVICE", help=DEVICE)
-    options = parser.parse_args(argv)
-    look_here()
-    try:
-        run = load_run(options.run)
-        predictions = run.predict(options.inputs, device=device_of(options.device))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
-    if run.caution:
-        print(run.caution, file=sys.stderr)
-    print(json.dumps(predictions.rows(), indent=2) if options.json else predictions.table())
-    return 0
+
+    def predicted(run: OpenedRun, options: argparse.Namespace) -> str:
+        found = run.predict(options.inputs, device=options.device)
+        return json.dumps(found.rows(), indent=2) if options.json else found.table()
+
+    return answer(parser, argv, predicted)
 
 
 if __name__ == "__main__":

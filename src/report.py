@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from src.common.errors import ConfigError, shorten
 from src.common.files import write_whole
+from src.common.terminal import refuse
 from src.reports.numbers import UNKNOWN, duration, millions
 from src.reports.page import Link, data_name, genotype_name, render_page
 from src.reports.sweep import groups_of, render_sweep, retrains_of, runs_csv, swept_keys
@@ -130,9 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print()
         for page in pages:
             print(page)
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 2 if problems else 0
+    return max([refuse(problem) for problem in problems], default=0)
 
 
 def table(runs: Sequence[SavedRun]) -> str:

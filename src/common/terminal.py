@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+MISTAKE = 2  # the exit code of what the user can put right
+
 _job: str | None = None
 
 
@@ -26,6 +28,12 @@ def named(text: str) -> str:
 def say(text: str) -> None:
     """Print lines at once, also into a file."""
     print(named(text), flush=True)
+
+
+def refuse(reason: object) -> int:
+    """Print in one line why a command was refused, and return its exit code."""
+    print(f"error: {reason}", file=sys.stderr)
+    return MISTAKE
 
 
 def duration(seconds: float) -> str:

@@ -10,8 +10,6 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig
@@ -31,6 +29,7 @@ from src.fast.forms import fused_form
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.devices import own_gpu
 from src.runs.loggers import identity_of
+from src.runs.sweeps import is_job
 from src.runs.targets import TARGET, build, check, fit, locate, plain, within
 from src.runs.values import show
 from src.spaces.evaluation import fixed_network, training_settings_of
@@ -186,8 +185,7 @@ def build_trainer(
         if isinstance(logger, OfRun):
             logger.of_run(identity_of(config, folder, data))
     _check_fits(module, settings, config.callbacks or {}, chosen, loggers)
-    sweeps = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeps and settings.get("devices") == 1 and settings.get("accelerator", "auto") in ("auto", "gpu", "cuda"):
+    if is_job() and settings.get("devices") == 1 and settings.get("accelerator", "auto") in ("auto", "gpu", "cuda"):
         gpus = torch.cuda.device_count()
         if gpus > 1:  # jobs may run side by side
             settings["devices"] = [own_gpu(gpus)]
@@ -213,7 +211,7 @@ def build_trainer(
                 f"trainer.strategy must be one that averages the gradients of a search (trainer=ddp for GPUs, or "
                 f"trainer=ddp_cpu) with {trainer.world_size} processes, got {config.trainer.get('strategy', 'auto')}"
             )
-        if sweeps:
+        if is_job():
             raise ConfigError(
                 f"a job of a sweep must use one device (trainer.devices=1), got {trainer.world_size} processes, each of "
                 "which would start the whole sweep; a single run, without --multirun, may use several"

@@ -16,7 +16,6 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -31,6 +30,7 @@ from src.runs.folder import RunFolder
 from src.runs.loggers import begin, finish
 from src.runs.record import Record, status_of, write_result
 from src.runs.resume import present_command, read_settings, settings_text
+from src.runs.sweeps import is_job
 
 # What a disk answers when it is full, broken, or may not be written; other OSErrors are a mistake in code.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -213,7 +213,7 @@ def recorded(run: Run) -> Iterator[None]:
 
 def _to_resume(run: Run) -> str:
     """Return what to type to resume a run, or the sweep that it is a job of."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if is_job():
         return f"the same command with {shell_word(override('sweep.resume', HydraConfig.get().sweep.dir))}"
     return pastable(run.record.kind, [override("resume", run.folder)])
 

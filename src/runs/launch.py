@@ -14,14 +14,13 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.common.errors import ConfigError, Interrupted
 from src.common.shell import override, pastable, shell_word
-from src.common.terminal import say
+from src.common.terminal import refuse, say
 from src.runs import placing, sweeps, workers
 from src.runs.build import check_targets
 from src.runs.claim import RunFailed, is_first_process
@@ -33,11 +32,12 @@ from src.runs.loggers import own_loggers
 from src.runs.record import record_refusal, status_of
 from src.runs.resume import first_difference, read_settings, with_saved_settings
 from src.runs.schema import check, register_schemas
+from src.runs.sweeps import is_job
 from src.runs.targets import look_here, own_traceback
 
 Prepare = Callable[[DictConfig, Sequence[str]], DictConfig]
 
-FAILED, MISTAKE = 1, 2  # exit codes; a mistake is the user's, to be corrected
+FAILED = 1  # the exit code of a run that ended with an error
 
 
 class UserError(Exception):
@@ -101,13 +101,13 @@ def launch(
     except _JobEnded as ended:  # Hydra lets the other jobs run before it raises what the first of them raised
         codes.append(ended.code)
     except ConfigError as error:
-        return _refuse(str(error))
+        return refuse(error)
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(composition_mistake(command, sys.argv[1:], error))
+        return refuse(composition_mistake(command, sys.argv[1:], error))
     except OSError as error:
         if error.filename is None:
             raise
-        return _refuse(f"cannot make the folder {error.filename}: {error.strerror} (folder=...)")
+        return refuse(f"cannot make the folder {error.filename}: {error.strerror} (folder=...)")
     finally:
         sys.argv = typed
         swept = sweeps.folder()
@@ -128,7 +128,7 @@ def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConf
     warnings.filterwarnings("ignore", module="lightning.*")
     look_here()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
+    sweeps = is_job()
     overrides = HydraConfig.get().overrides.task
 
     def remove_if_empty() -> None:
@@ -165,9 +165,9 @@ def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConf
         print(f"stopped by {stop.by} before the training began", file=sys.stderr)
         return 128 + stop.signal_number
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        code = refuse(error)
         give_up(str(error))
-        return MISTAKE
+        return code
     except RunFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
@@ -220,8 +220,3 @@ def command_of_job(command: str) -> str:
         override for override in overrides if not override.lstrip("+").startswith(("folder=", "plan=", "sweep.resume="))
     ]
     return pastable(command, map(as_typed, kept))
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return MISTAKE

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,6 +22,7 @@ from src.common.shell import shell_word
 from src.runs.folder import RunFolder, genotype_in, read_wandb
 from src.runs.record import Record, git_commit, versions
 from src.runs.searched import run_of
+from src.runs.sweeps import is_job
 from src.runs.targets import plain
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 
@@ -49,7 +49,7 @@ def identity_of(config: DictConfig, folder: Path, data: str) -> Identity:
     tags = [kind, data, *([f"order {config.order}", str(method)] if "order" in config else [])]
     if kind == "retrain":
         parts.append(_short(config.genotype))
-    if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+    if not is_job():
         return Identity(folder, "-".join(parts), kind, None, tuple(tags))
     # The name of a job's folder says what sets it apart (`order=2,space.channels=8`), or is its number.
     further = [part for part in folder.name.split(",") if part.partition("=")[0] not in _IN_THE_NAME]

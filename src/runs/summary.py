@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 
 from src.architectures.architecture import Architecture
 from src.callbacks.progress import validation_name
@@ -21,6 +19,7 @@ from src.runs.claim import Run
 from src.runs.folder import RunFolder
 from src.runs.following import other_seeds_command, retrain_command
 from src.runs.record import Record
+from src.runs.sweeps import is_job
 from src.spaces.cnn.genotypes import KINDS, Genotype, is_cell_architecture
 from src.training.module import TrainingModule
 from src.training.search import SearchModule
@@ -202,7 +201,7 @@ def say_tested(run: Run, metric: str, samples: int, report: Path) -> None:
         low, high = interval_of_share(value, samples)
         text = f"{percent(value, 2)} of {samples:,} samples (95 % interval: {percent(low, 2)} to {percent(high, 2)})"
     rows = [(f"test {metric}", text), ("time", duration(run.checkpoints.seconds)), ("report", str(report))]
-    if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+    if not is_job():
         command = other_seeds_command(run.record.command, run.record.seed)
         rows.append(("next", f"{command}\nfor the mean over several seeds, which is what compares"))
     say(table(rows))

@@ -1,11 +1,13 @@
-"""Where a sweep of this process writes. Hydra knows it before the jobs; the command reports on the folder after them."""
+"""Whether this is a job of a sweep, and where the sweep writes: the command reports on that folder after the jobs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 _folder: Path | None = None
@@ -29,3 +31,8 @@ def begin() -> None:
 def folder() -> Path | None:
     """Return the folder of the sweep that this process has begun; None for a single run."""
     return _folder
+
+
+def is_job() -> bool:
+    """Return whether what runs now is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

@@ -19,10 +19,10 @@ from urllib.parse import quote
 
 from src.common.errors import ConfigError, shorten
 from src.common.files import write_whole
-from src.common.terminal import refuse
+from src.common.terminal import columns, refuse
 from src.reports.numbers import UNKNOWN, duration, millions
 from src.reports.page import Link, data_name, genotype_name, render_page
-from src.reports.sweep import groups_of, render_sweep, retrains_of, runs_csv, swept_keys
+from src.reports.sweep import groups_of, named_folders, render_sweep, retrains_of, runs_csv, swept_keys
 from src.runs.folder import RunFolder
 from src.runs.saved import SavedRun, find_runs, is_run, read_run
 
@@ -149,16 +149,7 @@ def table(runs: Sequence[SavedRun]) -> str:
 
     left = _LEFT + len(swept)
     header = (*HEADER[: _LEFT - 2], *map(_cell, swept), *HEADER[_LEFT - 2 :])
-    lines = [header, *map(line, runs), *_means(runs, line, left)]
-    widths = [max(len(cells[column]) for cells in lines) for column in range(len(header))]
-    lines.insert(1, tuple("-" * width for width in widths))
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-        for cells in lines
-    )
+    return columns([header, *map(line, runs), *_means(runs, line, left)], left)
 
 
 def _write(run: SavedRun, retrains: Retrains) -> Path:
@@ -195,12 +186,9 @@ def _retrains(runs: Sequence[SavedRun]) -> Retrains:
 
 def _search_of(run: SavedRun) -> Path | None:
     """Return the folder of the search whose genotype a retrain trains, if it is there."""
-    given = run.config.get("genotype")
-    if run.kind != "retrain" or not isinstance(given, str) or "Genotype(" in given:
-        return None
-    for folder in (Path(given), Path(given).parent, Path(given).parent.parent):
+    for folder in named_folders(run):
         with suppress(OSError, ValueError):  # a path that no file can have
-            if folder.parts and is_run(folder) and folder.resolve() != run.folder.resolve():
+            if is_run(folder) and folder.resolve() != run.folder.resolve():
                 return folder
     return None
 
@@ -223,7 +211,7 @@ def _line(run: SavedRun, base: Path) -> tuple[str, ...]:
         _cell(data_name(run)),
         _cell(_variant(run)),
         _cell(_seed(run)),
-        _cell(_status(run)),
+        _cell(run.ended),
         UNKNOWN if run.score is None else _cell(run.score),
         millions(run.number("params")),
         millions(run.number("macs")),
@@ -236,21 +224,15 @@ def _cell(value: object) -> str:
     return "".join(char if char.isprintable() else "?" for char in shorten(value, 48))
 
 
-def _status(run: SavedRun) -> str:
-    return f"{run.status}, {run.epochs} of {run.planned_epochs} epochs" if run.is_cut_short else run.status
-
-
 def _variant(run: SavedRun) -> str:
     if run.kind != "search":
         return genotype_name(run.config)
-    order = run.result.get("order", run.config.get("order"))
-    words = [*([run.method] if run.method else []), *([] if order is None else [f"order {order}"])]
+    words = [*([run.method] if run.method else []), *([] if run.order is None else [f"order {run.order}"])]
     return " ".join(words) or UNKNOWN
 
 
 def _seed(run: SavedRun) -> object:
-    seed = run.result.get("seed", run.config.get("seed"))
-    return UNKNOWN if seed is None else seed
+    return UNKNOWN if run.seed is None else run.seed
 
 
 def _means(runs: Sequence[SavedRun], line: Callable[[SavedRun], tuple[str, ...]], left: int) -> list[tuple[str, ...]]:

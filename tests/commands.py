@@ -125,7 +125,7 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 
 def assert_same(one: Any, other: Any, path: str = "") -> None:
-    """Compare to the bit."""
+    """Compare; every bit must be the same."""
     assert type(one) is type(other), path
     if isinstance(one, dict):
         assert one.keys() == other.keys(), path

@@ -8,16 +8,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from src.architectures.architecture import Architecture
+from src.callbacks.pictures import EpochPictures, Taker, log_picture
 from src.callbacks.record import EpochAlphas
 from src.callbacks.scalars import last_step
-from src.common import processes
-from src.common.errors import must_be
 from src.reports.drawing import to_array
 from src.reports.heat import heat_figure
-from src.reports.names import edge_name, words
+from src.reports.names import alike, edge_name, words
 from src.spaces.cnn.genotypes import Genotype, is_cell_architecture, split_keys
 from src.training.search import SearchModule
 
@@ -25,7 +24,7 @@ _MOST_ROWS = 10_000  # Weights & Biases draws no more of a chart's table
 _CHARTS = 20  # of a run; each holds the whole history, so the last one is what counts
 
 
-class AlphaPictures(L.Callback):
+class AlphaPictures(EpochPictures):
     """Logs, every `every_n_epochs` epochs, what the mixing weights are and what they would be derived to.
 
     - `mixing_weights/{cell}`: a map, a row for each edge and a column for each candidate; a slider goes through the epochs.
@@ -35,33 +34,21 @@ class AlphaPictures(L.Callback):
     In a space without cells, choices among the same candidates share a picture, `choices`, `choices_2` and so on.
     """
 
-    def __init__(self, every_n_epochs: int = 1) -> None:
-        if every_n_epochs < 1:
-            raise must_be("every_n_epochs", "1 or more", every_n_epochs)
-        self.every_n_epochs = every_n_epochs
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw and log; nothing is drawn if no logger takes it."""
-        assert isinstance(pl_module, SearchModule)
+    def draw(self, trainer: L.Trainer, module: SearchModule, takers: Sequence[Taker]) -> None:
+        """Draw and log."""
         epoch, step = trainer.current_epoch, last_step(trainer)
-        takers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
-        if not takers or (epoch + 1) % self.every_n_epochs or processes.rank() > 0:
-            return
-        architecture, candidates = pl_module.derive(), pl_module.net.candidates()
-        weights = pl_module.net.by_name(pl_module.mixing_weights())
+        architecture, candidates = module.derive(), module.net.candidates()
+        weights = module.net.by_name(module.mixing_weights())
         text = architecture_text(architecture)
         epochs = trainer.max_epochs or 1
         charted = epoch + 1 == epochs or (epoch + 1) % math.ceil(epochs / _CHARTS) == 0
         for name, keys in groups(candidates).items():
             title = f"Mixing weights, {name}, after epoch {epoch}"
             picture = to_array(heat_figure(keys, weights, architecture.choices, title))
+            log_picture(takers, f"mixing_weights/{name}", picture, step)
             for logger in takers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image(f"mixing_weights/{name}", [picture], step=step)
-                    if charted:
-                        self._log_curves(trainer, logger, name, keys, step)
-                else:
-                    logger.experiment.add_image(f"mixing_weights/{name}", picture, step, dataformats="HWC")
+                if charted and isinstance(logger, WandbLogger):
+                    self._log_curves(trainer, logger, name, keys, step)
         for logger in takers:
             if isinstance(logger, WandbLogger):
                 import wandb  # noqa: PLC0415 (slow, and only here)
@@ -100,10 +87,7 @@ def groups(candidates: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
     """Return which keys share a picture, by its name: the edges of a cell, and other choices with the same candidates."""
     cells, others = split_keys(candidates)
     found = {kind: [edges[place] for place in sorted(edges)] for kind, edges in cells.items()}
-    alike: dict[tuple[str, ...], list[str]] = {}
-    for key in others:
-        alike.setdefault(candidates[key], []).append(key)
-    for number, keys in enumerate(alike.values(), start=1):
+    for number, keys in enumerate(alike(others, candidates), start=1):
         found["choices" if number == 1 else f"choices_{number}"] = keys
     return found
 

@@ -28,7 +28,7 @@ _TO_STAY_HERE = "logger.wandb.offline=true keeps the run on this machine"
 class Wandb(WandbLogger):
     """Lightning's WandbLogger, which here puts all values of a step into one row and resumes the same run.
 
-    Its id is kept in the run's folder (`wandb.json`), so that a resumed run goes on with it. Online, rows that Weights &
+    Its id is kept in the run's folder (`wandb.json`), so that a resumed run continues it. Online, rows that Weights &
     Biases already has are not sent again; they are the same. Offline, each resume writes a file of its own with this id.
 
     Args:

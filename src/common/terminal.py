@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 MISTAKE = 2  # the exit code of what the user can put right
 
@@ -48,6 +49,19 @@ def duration(seconds: float) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """Return a share as `45.3 %`."""
     return f"{100 * share:.{digits}f} %"
+
+
+def columns(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Return a table with a line below its header, which is the first of `lines`; the first `left` columns are text."""
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    header, *rows = lines
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in (header, ["-" * width for width in widths], *rows)
+    )
 
 
 def table(rows: list[tuple[str, str]]) -> str:

@@ -8,12 +8,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from src.architectures.architecture import ZERO, Answer
-from src.methods.decision import NARROW, decided, lead
+from src.methods.decision import NARROW, SKIPS, decided, lead, strongest
 from src.reports.names import answers_of
 from src.runs.saved import SavedRun
 from src.spaces.cnn.genotypes import edge_of
 
-_SKIP = "skip_connect"
 _SKIPS_OF_A_COLLAPSE = 2
 
 
@@ -84,7 +83,7 @@ def _clarity(run: SavedRun) -> list[Finding]:
             f"The mixing weights are {100 * share:.1f} % decided: 0 % is all equal, 100 % is one with all the weight."
         )
         findings.append(Finding(text, "plain"))
-    nothing = [key for key, row in last.items() if ZERO in row and max(row, key=lambda name: row[name]) == ZERO]
+    nothing = [key for key, name in strongest(last).items() if name == ZERO]
     if nothing:
         share_of = f"{len(nothing)} of {sum(ZERO in row for row in last.values())}"
         where = "edges" if any(edge_of(key) for key in nothing) else "choices that have it"
@@ -108,7 +107,7 @@ def _stability(run: SavedRun) -> Finding:
 
 def _skips(genotype: Mapping[str, Answer]) -> list[Finding]:
     places = {key: place for key in genotype if (place := edge_of(key)) and place.kind == "normal"}
-    count = sum(genotype[key] == _SKIP for key in places)
+    count = sum(genotype[key] in SKIPS for key in places)
     if count <= _SKIPS_OF_A_COLLAPSE:
         return []
     kept = sum(genotype[key] is not None for key in places)

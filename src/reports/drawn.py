@@ -9,8 +9,8 @@ from html import escape
 from src.architectures.architecture import Architecture
 from src.reports.cells import cell_figure
 from src.reports.drawing import to_svg
-from src.reports.names import CELL_NAMES, in_order, words
-from src.reports.page import cells_of
+from src.reports.names import CELL_NAMES, answers_of, words
+from src.reports.page import cells_of, operations_in
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,9 @@ def draw(architecture: Architecture) -> Drawing:
     """Return the drawing of an architecture of any space."""
     cells = cells_of(architecture.choices)
     if cells:
-        used = in_order(edge.operation for nodes in cells.values() for node in nodes for edge in node)
+        used = operations_in(cells)
         return Drawing(
             {kind: to_svg(cell_figure(nodes, CELL_NAMES[kind], among=used)) for kind, nodes in cells.items()}
         )
-    return Drawing({}, tuple((key, _answer(answer)) for key, answer in architecture.choices.items()))
-
-
-def _answer(answer: str | tuple[str, ...] | None) -> str:
-    names = (answer,) if isinstance(answer, str) else answer or ()
-    return ", ".join(map(words, names)) or "none"
+    choices = architecture.choices
+    return Drawing({}, tuple((key, ", ".join(map(words, answers_of(choices, key))) or "none") for key in choices))

@@ -46,6 +46,14 @@ def answers_of(choices: Mapping[str, Answer], key: str) -> tuple[str, ...]:
     return (answer,) if isinstance(answer, str) else tuple(answer or ())
 
 
+def alike(keys: Iterable[str], candidates: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Group the keys of choices by their candidates."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for key in keys:
+        groups.setdefault(tuple(candidates[key]), []).append(key)
+    return list(groups.values())
+
+
 def in_order(operations: Iterable[str]) -> list[str]:
     """Return the operations, each once: those that are registered in the order of the registry, then all others."""
     given = set(operations)

@@ -18,9 +18,9 @@ from src.common.errors import ConfigError
 from src.common.intervals import interval_of_share
 from src.common.shell import override, pastable
 from src.reports.decisions import Finding, at_epoch, lead, uniform_entropy, verdict
-from src.reports.names import CELL_NAMES, answers_of, colours, drawable, edge_name, in_order, meaning, words
+from src.reports.names import CELL_NAMES, alike, answers_of, colours, drawable, edge_name, in_order, meaning, words
 from src.reports.numbers import UNKNOWN, duration, millions
-from src.reports.plots import Palette, Plot, Tick, chart_plot, charts, positions, ticks, trace
+from src.reports.plots import Palette, Plot, Tick, chart_plot, charts, plot_data, positions, ticks, trace
 from src.reports.rails import Rails, rails_of
 from src.reports.settings import Row, name_of, nested_rows, said, settings_in_words
 from src.runs.folder import RunFolder
@@ -231,8 +231,7 @@ def cells_of(answers: Mapping[str, Answer]) -> dict[str, tuple[NodeEdges, ...]]:
 def _what(run: SavedRun) -> str:
     on = "" if data_name(run) == UNKNOWN else f" on {data_name(run)}"
     if run.kind == "search":
-        order = run.result.get("order", run.config.get("order"))
-        named = {1: "first-order ", 2: "second-order "}.get(order, "") if isinstance(order, int) else ""
+        named = {1: "first-order ", 2: "second-order "}.get(run.order, "") if isinstance(run.order, int) else ""
         method = f" with {run.method}" if run.method else ""
         return f"{named}architecture search{method}{on}"
     given = genotype_name(run.config)
@@ -317,7 +316,8 @@ def _epochs(run: SavedRun) -> list[int]:
     return sorted({*map(int, run.metrics.get("epoch", [])), *run.alpha_epochs, *run.history})
 
 
-def _used(cells: Mapping[str, Sequence[NodeEdges]]) -> list[str]:
+def operations_in(cells: Mapping[str, Sequence[NodeEdges]]) -> list[str]:
+    """Return the operations of some cells, each once, in the order of the registry."""
     return in_order(edge.operation for nodes in cells.values() for node in nodes for edge in node)
 
 
@@ -327,7 +327,7 @@ def _operations(
     """Return (class of the colour, operation, meaning) of every operation that a cell had in any epoch."""
     if not cells:
         return []
-    used = set(_used(cells))
+    used = set(operations_in(cells))
     for answers in run.history.values():
         used |= {answer for key, answer in answers.items() if edge_of(key) and isinstance(answer, str)}
     names = in_order(used)
@@ -388,18 +388,10 @@ def _tables(run: SavedRun, palette: Palette) -> list[Table]:
     groups = [
         (CELL_NAMES[kind], same)
         for kind, edges in cells.items()
-        for same in _alike([edges[place] for place in sorted(edges)], run.alphas)
+        for same in alike([edges[place] for place in sorted(edges)], run.alphas)
     ]
-    groups += [(", ".join(map(edge_name, same)), same) for same in _alike(others, run.alphas)]
+    groups += [(", ".join(map(edge_name, same)), same) for same in alike(others, run.alphas)]
     return [_table(run, palette, drawable(name, 80), keys) for name, keys in groups]
-
-
-def _alike(keys: Sequence[str], weights: Mapping[str, Mapping[str, object]]) -> list[list[str]]:
-    """Group keys by their candidates."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for key in keys:
-        groups.setdefault(tuple(weights[key]), []).append(key)
-    return list(groups.values())
 
 
 def _table(run: SavedRun, palette: Palette, name: str, keys: list[str]) -> Table:
@@ -495,15 +487,7 @@ def _script_data(
     """Return what the script needs to show another epoch, as plain lists."""
     return {
         "epochs": list(epochs),
-        "plots": [
-            {
-                "x": curve.x,
-                "epochs": curve.epochs,
-                "percent": curve.percent,
-                "lines": [[_rounded(value, 5) for value in line.values] for line in curve.lines],
-            }
-            for curve in curves
-        ],
+        "plots": [plot_data(curve) for curve in curves],
         "cells": [_frames(run, cell, epochs) for cell in cells] if run.history else [],
         "alphaEpochs": run.alpha_epochs,
         "x": positions(run.alpha_epochs, _PANEL_LEFT, PANEL_WIDTH - 3) if run.alpha_epochs else [],
@@ -571,10 +555,6 @@ def _frames(run: SavedRun, cell: Cell, epochs: Sequence[int]) -> list[list[list[
 def _tenths(value: float | None) -> int | None:
     """Return a mixing weight in whole tenths of a percent, as tables show it and the script gets it."""
     return None if value is None or not math.isfinite(value) else round(1000 * value)
-
-
-def _rounded(value: float, digits: int) -> float | None:
-    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
 def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:

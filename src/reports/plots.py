@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from src.reports.names import DARK, LIGHT, colours, drawable, visible
 
@@ -200,6 +200,18 @@ def plot(
         guide=None if uniform is None else Tick(at(uniform), f"all equal: {uniform:.2f}"),
         percent=percent,
     )
+
+
+def plot_data(plot: Plot) -> dict[str, Any]:
+    """Return what the script of a page needs to show the values of a plot, as plain lists."""
+    return {
+        "x": plot.x,
+        "epochs": plot.epochs,
+        "percent": plot.percent,
+        "lines": [
+            [float(f"{value:.5g}") if math.isfinite(value) else None for value in line.values] for line in plot.lines
+        ],
+    }
 
 
 def positions(epochs: Sequence[int], left: float, right: float) -> list[float]:

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import shlex
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,15 @@ from src.reports.decisions import Finding
 from src.reports.names import CELL_NAMES, answers_of, colours, edge_name, in_order, words
 from src.reports.numbers import UNKNOWN, duration
 from src.reports.page import Link, data_name, embedded, environment, genotype_name, next_commands, score_name
-from src.reports.plots import Palette, Plot, charts, plot
+from src.reports.plots import Palette, Plot, charts, plot, plot_data
 from src.runs.folder import RunFolder
+from src.runs.following import overrides_of
 from src.runs.resume import experiment_of
 from src.runs.saved import SavedRun, Score
 from src.spaces.cnn.genotypes import split_keys
 
 _SEED = "seed"
+_LONGEST_PATH = 4096
 _NOT_SWEPT = {"folder", "resume", "sweep.resume"}
 # Lines of groups of runs; seeds of one group share a colour.
 _GROUP_COLOURS = ("#1f5fa8", "#b9540a", "#19754a", "#c2185b", "#7a4fa3", "#8d6e3f", "#0f8b8d", "#5d6770")
@@ -127,7 +128,13 @@ def render_sweep(runs: Sequence[SavedRun], base: Path, retrains: Mapping[Path, S
         for run in runs
         if run.status != "ok"
     ]
-    data = {"epochs": [], "plots": [_plot_data(curve) for curve in plots], "cells": [], "alphaEpochs": [], "tables": []}
+    data = {
+        "epochs": [],
+        "plots": [{**plot_data(curve), "names": [line.name for line in curve.lines]} for curve in plots],
+        "cells": [],
+        "alphaEpochs": [],
+        "tables": [],
+    }
     return (
         environment()
         .get_template("sweep.html.jinja")
@@ -168,7 +175,7 @@ def runs_csv(runs: Sequence[SavedRun], base: Path, retrains: Mapping[Path, Seque
                 _known(data_name(run)),
                 run.method or "",
                 *(swept[key][place] for key in keys),
-                _known(_seed(run)),
+                "" if run.seed is None else run.seed,
                 run.status,
                 run.epochs,
                 "" if run.planned_epochs is None else run.planned_epochs,
@@ -185,6 +192,15 @@ def runs_csv(runs: Sequence[SavedRun], base: Path, retrains: Mapping[Path, Seque
     return text.getvalue()
 
 
+def named_folders(run: SavedRun) -> list[Path]:
+    """Return where the settings of a retrain say that its search is; its genotype may be the folder, or a file in it."""
+    given = run.config.get("genotype")
+    if run.kind != "retrain" or not isinstance(given, str) or "Genotype(" in given or len(given) > _LONGEST_PATH:
+        return []
+    path = Path(given)
+    return [folder for folder in (path, path.parent, path.parent.parent) if folder.parts]
+
+
 def retrains_of(searches: Sequence[SavedRun], retrains: Sequence[SavedRun]) -> dict[Path, list[SavedRun]]:
     """Return which retrains trained a genotype of which search: folder of the search (resolved) -> retrains.
 
@@ -194,13 +210,7 @@ def retrains_of(searches: Sequence[SavedRun], retrains: Sequence[SavedRun]) -> d
     found: dict[Path, list[SavedRun]] = {}
     folders = {run.folder.resolve(): run for run in searches}
     for run in retrains:
-        given = run.config.get("genotype")
-        if not isinstance(given, str) or "Genotype(" in given or len(given) > 4096:
-            continue
-        path = Path(given)
-        for candidate in (path, path.parent, path.parent.parent):
-            if not candidate.parts:
-                break
+        for candidate in named_folders(run):
             matches = [
                 folder
                 for folder in folders
@@ -260,13 +270,12 @@ def _label(keys: Sequence[str], values: Sequence[str]) -> str:
 
 
 def _line(run: SavedRun, swept: list[str], base: Path) -> RunLine:
-    status = f"{run.status}, {run.epochs} of {run.planned_epochs} epochs" if run.is_cut_short else run.status
     return RunLine(
         name=_name(run, base),
         href=_page(run, base),
         swept=swept,
-        seed=str(_seed(run)),
-        status=status,
+        seed=_seed(run),
+        status=run.ended,
         score="" if run.score is None else str(run.score),
         error=str(run.result.get("error") or ""),
         time=duration(run.number("seconds")),
@@ -275,11 +284,11 @@ def _line(run: SavedRun, swept: list[str], base: Path) -> RunLine:
 
 def _group(group: Sequence[SavedRun], swept: list[str]) -> Group:
     """Return the statistics of runs that differ only by their seed; a seed that ran twice counts once."""
-    by_seed = {str(_seed(run)): run for run in group if run.status == "ok" and run.score}
+    by_seed = {_seed(run): run for run in group if run.status == "ok" and run.score}
     scores = [run.score for run in by_seed.values() if run.score]
     kinds = {score[:2] for score in scores}
     seconds = [second for run in by_seed.values() if (second := run.number("seconds")) is not None]
-    missing = len({str(_seed(run)) for run in group} - set(by_seed))
+    missing = len({_seed(run) for run in group} - set(by_seed))
     cut = sum(run.is_cut_short for run in by_seed.values())
     notes = [f"{missing} not finished"] * bool(missing) + [f"{cut} cut short"] * bool(cut)
     mean, deviation, interval = _statistics(scores) if len(kinds) == 1 else (UNKNOWN, UNKNOWN, UNKNOWN)
@@ -344,7 +353,7 @@ _PARTS = {"train": "training", "val": "validation", "arch": "alphas' batches", "
 
 def _frequencies(group: Sequence[SavedRun], label: str, palette: Palette) -> Frequencies | None:
     """Return how often each choice has each answer in the final architectures of a group; None for fewer than two."""
-    finished = {str(_seed(run)): run for run in group if run.genotype and run.status == "ok"}
+    finished = {_seed(run): run for run in group if run.genotype and run.status == "ok"}
     genotypes = [run.genotype for run in finished.values()]
     if len(genotypes) < 2:
         return None
@@ -411,26 +420,10 @@ def _which(retrain: SavedRun) -> str:
     return f" (seed {_seed(retrain)}{epoch})"
 
 
-def _plot_data(curve: Plot) -> dict[str, Any]:
-    return {
-        "x": curve.x,
-        "epochs": curve.epochs,
-        "percent": curve.percent,
-        "names": [line.name for line in curve.lines],
-        "lines": [
-            [float(f"{value:.5g}") if math.isfinite(value) else None for value in line.values] for line in curve.lines
-        ],
-    }
-
-
 def _overrides(run: SavedRun) -> dict[str, str]:
     """Return what a run's command sets: key -> value, as it was typed."""
-    try:
-        words_typed = shlex.split(run.command or "")[3:]
-    except ValueError:
-        return {}
     found = {}
-    for word in words_typed:
+    for word in overrides_of(run.command):
         key, equals, value = word.lstrip("+~").partition("=")
         if equals:
             found[key] = value.strip("'\"")
@@ -456,9 +449,8 @@ def _metrics(run: SavedRun) -> dict[str, Any]:
     return measured if isinstance(measured, dict) else {}
 
 
-def _seed(run: SavedRun) -> object:
-    seed = run.result.get("seed", run.config.get("seed"))
-    return UNKNOWN if seed is None else seed
+def _seed(run: SavedRun) -> str:
+    return UNKNOWN if run.seed is None else str(run.seed)
 
 
 def _known(value: object) -> object:

@@ -19,6 +19,7 @@ from src.common.errors import ConfigError, shorten
 from src.common.intervals import interval_of_share
 from src.common.seeding import derive_seed
 from src.common.shell import override
+from src.common.terminal import percent
 from src.data.modules import RetrainData, SearchData
 from src.data.samples import Samples
 from src.data.sources import as_source
@@ -66,7 +67,7 @@ class Evaluation:
         lines = [f"{self.samples:,} samples" + (f" of the test split of {self.data}" if self.data else "")]
         for name, measured in self.metrics.items():
             value, low, high = (
-                f"{100 * number:.2f} %" if name == "accuracy" else f"{number:.4g}"
+                percent(number, 2) if name == "accuracy" else f"{number:.4g}"
                 for number in (measured.value, measured.low, measured.high)
             )
             lines.append(f"  {name:10} {value:>9}   (95 % interval: {low} to {high})")

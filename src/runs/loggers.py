@@ -21,6 +21,7 @@ from src.common.processes import rank
 from src.common.shell import shell_word
 from src.runs.folder import RunFolder, genotype_in, read_wandb
 from src.runs.record import Record, git_commit, versions
+from src.runs.saved import score_of
 from src.runs.searched import run_of
 from src.runs.sweeps import is_job
 from src.runs.targets import plain
@@ -88,9 +89,9 @@ def finish(loggers: Iterable[Logger], folder: Path, result: dict[str, Any]) -> N
     """Tell the loggers what came of a run: `result`, as result.json has it, and the genotype that a search has found."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            score = _score(result["metrics"])
+            score = score_of(result["metrics"])
             if score is not None:
-                logger.log_metrics({"hp_metric": score})
+                logger.log_metrics({"hp_metric": score.value})
                 logger.save()
         elif isinstance(logger, WandbLogger):
             _finish_wandb(logger, folder, result)
@@ -131,15 +132,6 @@ def _artifact(name: str, path: Path, metadata: dict[str, Any]) -> Any:
     artifact = wandb.Artifact(name, type=ARTIFACT, metadata=metadata)
     artifact.add_file(str(path), name=RunFolder("").genotype.name)
     return artifact
-
-
-def _score(metrics: dict[str, float]) -> float | None:
-    """Return the figure that a run is judged by: a metric of the test split, else of the validation."""
-    for split in ("test_", "val_"):
-        found = [value for name, value in metrics.items() if name.startswith(split) and not name.endswith("_loss")]
-        if found:
-            return found[0]
-    return None
 
 
 def _short(genotype: str) -> str:

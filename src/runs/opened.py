@@ -162,7 +162,7 @@ class OpenedRun:
             "data": data.get("name") if isinstance(data, dict) else None,
             "method": saved.method,
             "order": saved.result.get("order"),
-            "seed": saved.result.get("seed", saved.config.get("seed")),
+            "seed": saved.seed,
             "status": self.status,
             "epochs": saved.epochs,
         }

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from src.common.errors import ConfigError
+from src.common.terminal import columns, percent
 
 _SHOWN = 20  # rows in a notebook
 _COLUMNS = 6  # values of one input in the table
@@ -83,19 +84,11 @@ class Predictions:
             notes = [f"{left} more outputs: --json prints all"] if left > 0 else []
         else:
             header, notes = ["input", "class", "probability"], []
-            cells = [[row["input"], row["class"], f"{100 * row['probability']:.1f} %"] for row in rows]
+            cells = [[row["input"], row["class"], percent(row["probability"])] for row in rows]
         if len(rows) < len(self):
             notes.append(f"... and {len(self) - len(rows)} more")
-        numbers = 1 if self.classes is None else 2  # columns before this are text
-        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if index < numbers else cell.rjust(width)
-                for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in (header, ["-" * width for width in widths], *cells)
-        ]
-        return "\n".join([*lines, *notes])
+        text = columns([header, *cells], left=1 if self.classes is None else 2)
+        return "\n".join([text, *notes])
 
     def __str__(self) -> str:
         return self.table()

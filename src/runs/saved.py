@@ -12,7 +12,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -89,6 +89,16 @@ class SavedRun:
         return method if isinstance(method, str) else None
 
     @property
+    def seed(self) -> object:
+        """Its seed; None where this is not known."""
+        return self.result.get("seed", self.config.get("seed"))
+
+    @property
+    def order(self) -> object:
+        """The order of a search; None where this is not known."""
+        return self.result.get("order", self.config.get("order"))
+
+    @property
     def command(self) -> str | None:
         """What starts a run with these settings; None where this is not known."""
         command = self.result.get("command")
@@ -116,6 +126,11 @@ class SavedRun:
         return self.planned_epochs is not None and self.epochs < self.planned_epochs
 
     @property
+    def ended(self) -> str:
+        """The status, and how far a run came that was cut short."""
+        return f"{self.status}, {self.epochs} of {self.planned_epochs} epochs" if self.is_cut_short else self.status
+
+    @property
     def score(self) -> Score | None:
         """The figure to judge the run by, or None where nothing was measured."""
         measured = self.result.get("metrics")
@@ -123,21 +138,25 @@ class SavedRun:
             name: next((value for value in reversed(line) if math.isfinite(value)), None)
             for name, line in self.metrics.items()
         }
-        for values in (measured if isinstance(measured, dict) else {}, last):
-            for split in ("test", "val"):
-                found = {
-                    name.removeprefix(f"{split}_"): number
-                    for name, value in values.items()
-                    if name.startswith(f"{split}_") and (number := _number(value)) is not None
-                }
-                found.pop("loss", None)
-                for metric in sorted(found, key=lambda name: name != "accuracy"):
-                    return Score(split, metric, found[metric])
-        return None
+        return score_of(measured if isinstance(measured, dict) else {}) or score_of(last)
 
     def number(self, name: str) -> float | None:
         """Return a number of the result, such as `params`, `macs` or `seconds`; None where there is none."""
         return _number(self.result.get(name))
+
+
+def score_of(metrics: Mapping[str, object]) -> Score | None:
+    """Return the figure that a run with these metrics is judged by; None if there is none."""
+    for split in ("test", "val"):
+        found = {
+            name.removeprefix(f"{split}_"): number
+            for name, value in metrics.items()
+            if name.startswith(f"{split}_") and (number := _number(value)) is not None
+        }
+        found.pop("loss", None)
+        for metric in sorted(found, key=lambda name: name != "accuracy"):
+            return Score(split, metric, found[metric])
+    return None
 
 
 def is_run(folder: Path) -> bool:

@@ -25,7 +25,8 @@ _is_in_job = False
 def stopped_together() -> Iterator[None]:
     """Pass SIGTERM and Ctrl-C on to the processes that a launcher has started, and wait until they have stopped.
 
-    A job finishes its step, writes a checkpoint and its record, and can be resumed; jobs that wait do not begin. Without such processes the signals do what they always do.
+    A job finishes its step, writes a checkpoint and its record, and can be resumed; jobs that wait do not begin. Without
+    such processes the signals do what they always do.
     """
     global _stopped  # noqa: PLW0603
     _stopped = 0

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import argparse
 import json
 
 import pytest
 import torch
 
 from src import bench
+from src.bench import parts
 from src.bilevel.hypergradient import of_order
 
 SMALL = [
@@ -25,7 +25,7 @@ SMALL = [
     "--steps",
     "1",
 ]
-SIZES = argparse.Namespace(channels=4, cells=3, nodes=2, batch=4, image=8, device="cpu", precision="fp32")
+SIZES = bench.Sizes(channels=4, cells=3, nodes=2, batch=4, image=8)
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -49,14 +49,15 @@ def test_every_form_takes_the_same_step(form: str, order: int) -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_tables_and_writes_json(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(bench, "peak_memory", lambda arguments, device: 1.5)
+    monkeypatch.setattr(parts, "peak_memory", lambda arguments, device: 1.5)
     path = tmp_path / "bench.json"
-    parts = ["search", "hypergradient", "data"]
-    assert bench.main([*parts, *SMALL, "--json", str(path)]) == 0
+    names = ["search", "hypergradient", "data"]
+    assert bench.main([*names, *SMALL, "--json", str(path)]) == 0
     printed = capsys.readouterr().out
-    results = json.loads(path.read_text())["results"]
-    assert list(results) == parts
-    assert [row["form"] for row in results["search"]] == [*bench.SEARCH_FORMS] * 2
+    results = {name: part["rows"] for name, part in json.loads(path.read_text())["results"].items()}
+    assert list(results) == names
+    assert [row["form"] for row in results["search"]] == [*parts.SEARCH_FORMS] * 2
+    assert all(100 < row["without views"] < row["operator calls"] for row in results["search"])
     assert all(row["seconds"] > 0 and row["operator calls"] > 100 for row in results["search"])
     exact = [row for row in results["hypergradient"] if row["hypergradient"] == "exact"]
     assert [row["gradient off by"] for row in exact] == [0.0] * 3

@@ -1,0 +1,269 @@
+"""What is measured: a search step, a retrain step and the data pipeline, each in several forms.
+
+A form is an implementation (`published`, or a name of `space.impl`) and perhaps a memory layout after a comma:
+`published, channels_last` changes only the layout. All forms of one thing start from the same weights and alphas.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from src.bench.published import Batches, PublishedData, PublishedSearch
+from src.bilevel.hypergradient import Bilevel, Hypergradient
+from src.bilevel.unroll import VirtualStep
+from src.data.augment import Augmentation
+from src.data.loader import TrainLoader
+from src.data.samples import Samples
+from src.data.sources import Digits
+from src.data.tasks import Classification
+from src.fast.fused import FusedNetwork, FusedSupernet
+from src.spaces.cnn.cells import Supernet
+from src.spaces.cnn.genotypes import NAMED_GENOTYPES
+from src.spaces.cnn.network import Network
+from src.spaces.relaxed import RelaxedSpace
+from src.training.module import channels_last
+from src.training.search import SearchModule
+
+CLASSES = 10
+SUPERNETS: dict[str, type[Supernet]] = {"published": Supernet, "reference": Supernet, "fused": FusedSupernet}
+NETWORKS: dict[str, type[Network]] = {"published": Network, "reference": Network, "fused": FusedNetwork}
+FORMS = (*SUPERNETS, "published, channels_last")
+
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a bench runs on; defaults are the paper's.
+
+    Attributes:
+        channels: of the supernet.
+        cells: of the supernet.
+        nodes: of a cell.
+        batch: images in a search batch.
+        image: side of an image.
+        pairs: turns that count.
+        steps: search steps to the second point of `hypergradient`, a quarter of those to the third.
+        retrain_channels: of the retrain network.
+        retrain_cells: of the retrain network.
+        retrain_batch: images in a retrain batch.
+        device: `cpu` or `cuda`.
+        precision: `fp32`, or `bf16` for autocast.
+    """
+
+    channels: int = 16
+    cells: int = 8
+    nodes: int = 4
+    batch: int = 64
+    image: int = 32
+    pairs: int = 5
+    steps: int = 20
+    retrain_channels: int = 36
+    retrain_cells: int = 20
+    retrain_batch: int = 96
+    device: str = "cpu"
+    precision: str = "fp32"
+
+    def autocast(self) -> torch.autocast:
+        """Return the context that the precision asks for."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+class OurSearch:
+    """This code's search step, without the Trainer around it."""
+
+    def __init__(self, space: nn.Module, hypergradient: Hypergradient, device: str) -> None:
+        self.module = SearchModule(
+            space,
+            task=Classification([str(label) for label in range(CLASSES)]),
+            hypergradient=hypergradient,
+            weight_optimizer=partial(torch.optim.SGD, lr=0.025, momentum=0.9, weight_decay=3e-4, fused=True),
+            alpha_optimizer=partial(torch.optim.Adam, lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3, fused=True),
+            weight_scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=50),
+        ).to(device)
+        (self.weight_optimizer, self.alpha_optimizer), _ = self.module.configure_optimizers()
+
+    def __call__(self, batch: Batches) -> None:
+        """Step the alphas, then the weights."""
+        self.module.step_alphas(batch, self.weight_optimizer, self.alpha_optimizer)
+        self.module.step_weights(batch["weights"], self.weight_optimizer)
+
+    def copy_state(self, other: OurSearch) -> None:
+        """Take the place of another search: its weights, alphas, running statistics and momentum."""
+        self.module.load_state_dict(other.module.state_dict())
+        self.weight_optimizer.load_state_dict(other.weight_optimizer.state_dict())
+
+    def problem(self, batch: Batches) -> Bilevel:
+        """Return the bilevel problem at the present point."""
+        module, weights = self.module, self.module.weights()
+        return Bilevel(
+            weight_loss=module.loss_on(batch["weights"]),
+            arch_loss=module.loss_on(batch["arch"]),
+            weights=weights,
+            alphas=module.alphas(),
+            step=VirtualStep.of(self.weight_optimizer, weights),
+        )
+
+    def alpha_gradient(self, batch: Batches, hypergradient: Hypergradient) -> tuple[Tensor, Tensor]:
+        """Return the alphas' gradient and its second-order part at the present point, each as one vector."""
+        gradient = hypergradient(self.problem(batch))
+        total = torch.cat(list(gradient.total.values()))
+        return total, torch.cat(list(gradient.correction.values())) if gradient.correction else torch.zeros_like(total)
+
+
+def noise(sizes: Sizes) -> Batches:
+    """Return a pair of batches of noise, the same for every form."""
+    generator = torch.Generator().manual_seed(1)
+
+    def one() -> tuple[Tensor, Tensor]:
+        images = torch.randn(sizes.batch, 3, sizes.image, sizes.image, generator=generator)
+        labels = torch.randint(CLASSES, (sizes.batch,), generator=generator)
+        return images.to(sizes.device), labels.to(sizes.device)
+
+    return {"weights": one(), "arch": one()}
+
+
+def digit_batches(sizes: Sizes, seed: int = 2) -> Iterator[Batches]:
+    """Yield pairs of batches of handwritten digits, enlarged to the bench's images; never the same pair twice in a row."""
+    images = Digits().train()
+    pixels = F.interpolate(images.inputs.float() / 128 - 1, size=sizes.image, mode="bilinear").repeat(1, 3, 1, 1)
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        weights, arch = torch.randperm(len(images), generator=generator)[: 2 * sizes.batch].chunk(2)
+        yield {
+            name: (pixels[chosen].to(sizes.device), images.targets[chosen].to(sizes.device))
+            for name, chosen in (("weights", weights), ("arch", arch))
+        }
+
+
+def in_double(batch: Batches) -> Batches:
+    """Return a pair of batches in float64."""
+    return {name: (images.double(), labels) for name, (images, labels) in batch.items()}
+
+
+def search_form(form: str, sizes: Sizes, hypergradient: Hypergradient, *, seed: int = 0) -> PublishedSearch | OurSearch:
+    """Return a search in one of `FORMS`; for one seed, all start from the same weights and alphas."""
+    torch.manual_seed(seed)
+    implementation, _, layout = form.partition(", ")
+    space = SUPERNETS[implementation](
+        input_shape=(3, sizes.image, sizes.image),
+        num_classes=CLASSES,
+        channels=sizes.channels,
+        cells=sizes.cells,
+        nodes=sizes.nodes,
+    )
+    torch.manual_seed(seed + 1)
+    if implementation != "published":
+        return OurSearch(space, hypergradient, sizes.device)
+    net = RelaxedSpace(space).to(sizes.device)
+    if layout == "channels_last":
+        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return PublishedSearch(net, hypergradient.order)
+
+
+def our_search(form: str, sizes: Sizes, hypergradient: Hypergradient, *, seed: int = 0) -> OurSearch:
+    """Return a search in one of `FORMS` that is this code's."""
+    search = search_form(form, sizes, hypergradient, seed=seed)
+    assert isinstance(search, OurSearch)
+    return search
+
+
+def search_step(form: str, sizes: Sizes, hypergradient: Hypergradient) -> Step:
+    """Return a function of nothing that takes one search step."""
+    search, batch = search_form(form, sizes, hypergradient), noise(sizes)
+    if form.endswith("channels_last"):
+        batch = {name: (channels_last(images), labels) for name, (images, labels) in batch.items()}
+
+    def step() -> None:
+        with sizes.autocast():
+            search(batch)
+
+    return step
+
+
+def alpha_error(form: str, sizes: Sizes, hypergradient: Hypergradient) -> float:
+    """Return the largest relative error of the alpha gradient at the first three steps of a search, against float64."""
+    own, truth = (our_search(kind, sizes, hypergradient) for kind in (form, "fused"))
+    truth.module.double()
+    errors = []
+    for batch in itertools.islice(digit_batches(sizes), 3):
+        truth.copy_state(own)
+        exact, _ = truth.alpha_gradient(in_double(batch), hypergradient)
+        value, _ = own.alpha_gradient(batch, hypergradient)
+        errors.append(float((value - exact).norm() / exact.norm()))
+        own(batch)
+    return max(errors)
+
+
+def retrain_step(form: str, sizes: Sizes) -> Step:
+    """Return a function of nothing that takes one training step of DARTS_V2 with auxiliary head and drop path."""
+    torch.manual_seed(0)
+    implementation, _, layout = form.partition(", ")
+    ours = implementation != "published"
+    network = NETWORKS[implementation](
+        NAMED_GENOTYPES["DARTS_V2"].to_architecture(),
+        input_shape=(3, sizes.image, sizes.image),
+        num_classes=CLASSES,
+        channels=sizes.retrain_channels,
+        cells=sizes.retrain_cells,
+    ).to(sizes.device)
+    network.drop_path = 0.1
+    images = torch.randn(sizes.retrain_batch, 3, sizes.image, sizes.image, device=sizes.device)
+    labels = torch.randint(CLASSES, (sizes.retrain_batch,), device=sizes.device)
+    if ours or layout == "channels_last":
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        images = channels_last(images)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4, fused=ours)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with sizes.autocast():
+            logits, auxiliary = network(images)
+            assert auxiliary is not None
+            loss = F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(auxiliary, labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+
+    return step
+
+
+DATA_BATCHES = 64  # in an epoch of `data_step`
+
+
+def data_step(form: str, sizes: Sizes) -> Step:
+    """Return a function of nothing that prepares an epoch of 64 batches, cropped, flipped and normalised."""
+    generator = torch.Generator().manual_seed(0)
+    count = DATA_BATCHES * sizes.batch
+    pixels = torch.randint(256, (count, 3, sizes.image, sizes.image), generator=generator, dtype=torch.uint8)
+    images = Samples(pixels, torch.arange(count) % CLASSES, Classification([str(i) for i in range(CLASSES)]))
+    statistics = images.statistics()
+    assert statistics is not None
+    mean, deviation = statistics
+    if form == "this code":
+        loader = TrainLoader({"weights": images}, batch_size=sizes.batch, seed=0, epoch=lambda: 0)
+        augmentation = Augmentation(mean, deviation, padding=4, flip=True, cutout=0)
+
+        def ours() -> None:
+            for batch in loader:
+                augmentation(batch["weights"].inputs, seed=batch["weights"].seed)
+
+        return ours
+    dataset = PublishedData(images, mean, deviation)
+    workers = 2 if form.endswith("2 workers") else 0
+    theirs = DataLoader(dataset, sizes.batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+
+    def published() -> None:
+        for _ in theirs:
+            pass
+
+    return published

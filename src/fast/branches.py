@@ -21,11 +21,8 @@ from src.common.batch_norm import joined, processes_joined_by
 from src.fast import kernels
 from src.fast.kernels import Geometry
 from src.fast.known import Known
+from src.fast.layout import PlainFormNeededError
 from src.spaces.cnn.modules import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv
-
-
-class PlainFormNeededError(Exception):
-    """Raised in a forward pass, before anything is remembered, that the fused form cannot compute as the plain form does."""
 
 
 class Incoming(NamedTuple):

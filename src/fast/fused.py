@@ -24,7 +24,7 @@ input, give images of another shape than the others, or reach tensors that need 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeGuard, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,9 @@ from src.fast.branches import (
     branch_of,
 )
 from src.fast.known import Known, Memory, is_original, is_unedited, known
-from src.spaces.choices import InputChoice, LayerChoice
-from src.spaces.cnn.cells import Cell, CellPlan, Node, Supernet
+from src.fast.layout import Before, Layout
+from src.spaces.cnn.cells import Cell, CellPlan, Supernet
 from src.spaces.cnn.genotypes import NodeEdges
-from src.spaces.cnn.modules import Zero
 from src.spaces.cnn.network import GenotypeCell, Network
 
 _EVALUATE = GenotypeCell.evaluate
@@ -141,90 +140,12 @@ def _fit(x: Tensor) -> bool:
     return kernels.fit(x) and x.dim() == 4 and x.numel() > 0 and not _has_any_global_hook()
 
 
-class _Edge(NamedTuple):
-    """An edge, its node's choice of edges, and its place among them."""
-
-    edge: LayerChoice
-    switch: InputChoice
-    place: int
-
-    def mixing_weights(self) -> Tensor | None:
-        """Return the weights of the candidates' outputs in the node; None where the edge is no sum of all candidates."""
-        weights, edge_weights = self.edge.weights, self.switch.weights
-        if any(choice._answer or getattr(choice, "path", None) is not None for choice in (self.edge, self.switch)):
-            return None
-        if not _is_vector(weights, len(self.edge.candidates)):
-            return None
-        if edge_weights is None:
-            return weights if self.switch.over_edges else None
-        return weights * edge_weights[self.place] if _is_vector(edge_weights, len(self.switch.spec.inputs)) else None
-
-
-def _is_vector(weights: object, length: int) -> TypeGuard[Tensor]:
-    return isinstance(weights, Tensor) and weights.is_cpu and weights.is_floating_point() and weights.shape == (length,)
-
-
-class _Column(NamedTuple):
-    """One candidate on all edges that leave a state."""
-
-    operations: list[nn.Module]
-    known: list[Known | None]
-
-    @property
-    def zero(self) -> int | None:
-        """The stride of `none`, or None for any other candidate."""
-        first = self.known[0]
-        if first is None or first.kind is not Zero or any(other != first for other in self.known):
-            return None
-        return cast(int, first.arguments[0])
-
-
-class _Form:
-    """What a cell is made of. It is made anew when one of its modules was edited."""
+class _Form(Layout):
+    """What a cell is made of, and the sizes that the plain form is needed for."""
 
     def __init__(self, cell: nn.Module) -> None:
-        inputs = [cast(nn.Module, module) for module in (cell.preprocess0, cell.preprocess1)]
-        self.inputs = [(module, known(module)) for module in inputs]
-        nodes = cast(Sequence[Node], cell.nodes)
-        self.nodes = len(nodes)
-        self.states: list[list[_Edge]] = []  # of each state, the edges that leave it
-        self.columns: list[list[_Column]] = []  # of each state, the candidates
-        self.refused: set[tuple[torch.Size, torch.Size]] = set()  # sizes of inputs with which the plain form is needed
-        self.is_usable = self.nodes > 0 and all(map(self._is_plain, nodes, range(2, 2 + self.nodes)))
-        if not self.is_usable:
-            return
-        for state in range(1 + self.nodes):
-            edges = [
-                _Edge(cast(LayerChoice, node.edges[state]), node.switch, state) for node in nodes[max(0, state - 1) :]
-            ]
-            names = list(edges[0].edge.candidates)
-            self.is_usable &= all(list(edge.candidates) == names for edge, _, _ in edges)
-            if not self.is_usable:
-                return
-            columns = [[edge.candidates[name] for edge, _, _ in edges] for name in names]
-            self.states.append(edges)
-            self.columns.append([_Column(column, [*map(known, column)]) for column in columns])
-            self.is_usable &= any(column.zero is None for column in self.columns[-1])
-        # The order in which two edges call one module is part of the result.
-        modules = [
-            module
-            for operation in (
-                *inputs,
-                *(o for columns in self.columns for column in columns for o in column.operations),
-            )
-            for module in operation.modules()
-        ]
-        self.is_usable &= len(modules) == len({id(module) for module in modules})
-
-    @staticmethod
-    def _is_plain(node: nn.Module, states: int) -> bool:
-        """Return whether a node, its choices of candidates and of edges are what src/spaces/ makes them, unedited."""
-        return (
-            is_unedited(node, Node)
-            and is_unedited(cast(Node, node).switch, InputChoice)
-            and len(cast(Node, node).edges) == states
-            and all(is_unedited(edge, LayerChoice) for edge in cast(Node, node).edges)
-        )
+        super().__init__(cell)
+        self.refused: set[tuple[torch.Size, torch.Size]] = set()  # sizes of inputs
 
     def output(self, before_last: Tensor, last: Tensor) -> Tensor | None:
         """Return the cell's output, or None where the plain form is needed; then nothing was changed."""
@@ -232,12 +153,12 @@ class _Form:
         if not self.is_usable or sizes in self.refused:
             return None
         statistics = Statistics()
-        sources = self._sources(last.dtype, statistics)
+        sources = self._sources(last, statistics)
         if sources is None:
             return None
         called = [module for module, known in self.inputs if known is None]
         called += [o for source in sources for b in source.branches if isinstance(b, Called) for o in b.operations]
-        before = _Before(called)
+        before = Before(called)
         try:
             inputs = [
                 evaluate(module, known, x, statistics)
@@ -256,45 +177,19 @@ class _Form:
         statistics.update_norms()
         return cast(Tensor, output)
 
-    def _sources(self, dtype: torch.dtype, statistics: Statistics) -> list[Source] | None:
+    def _sources(self, like: Tensor, statistics: Statistics) -> list[Source] | None:
         """Return the sources, one a state with edges; None where an edge is no sum of all candidates."""
         sources = []
         for edges, columns in zip(self.states, self.columns, strict=True):
-            rows = [edge.mixing_weights() for edge in edges]
+            rows = [edge.mixing_weights(like.device) for edge in edges]
             if any(row is None for row in rows):
                 return None
             zeros = [column.zero for column in columns]
             places = [place for place, zero in enumerate(zeros) if zero is None]
-            branches = [branch_of(columns[place].operations, columns[place].known, dtype) for place in places]
+            branches = [branch_of(columns[place].operations, columns[place].known, like.dtype) for place in places]
             strides = {zero for zero in zeros if zero is not None}
             sources.append(Source(torch.stack(cast(list[Tensor], rows)), places, branches, statistics, strides))
         return sources
-
-
-class _Before:
-    """The random numbers and buffers before operations are called, so that the plain form can call them again."""
-
-    def __init__(self, operations: Sequence[nn.Module]) -> None:
-        self._random = torch.get_rng_state() if operations else None
-        self._buffers = [
-            (module, name, buffer, buffer.clone())
-            for operation in operations
-            for module in operation.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-
-    def random_numbers_were_drawn(self) -> bool:
-        """Return whether torch's generator moved."""
-        return self._random is not None and not torch.equal(self._random, torch.get_rng_state())
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put everything back."""
-        if self._random is not None:
-            torch.set_rng_state(self._random)
-        for module, name, buffer, value in self._buffers:
-            module._buffers[name] = buffer.copy_(value)
 
 
 class Source:

@@ -1,0 +1,149 @@
+"""A cell by its source states: what forms that compute several edges at once start from.
+
+Both fast forms read a cell through `Layout`, and take it only as src/spaces/cnn/cells.py makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeGuard, cast
+
+import torch
+from torch import Tensor, nn
+
+from src.fast.known import Known, is_unedited, known
+from src.spaces.choices import InputChoice, LayerChoice
+from src.spaces.cnn.cells import Node
+from src.spaces.cnn.modules import Zero
+
+
+class PlainFormNeededError(Exception):
+    """Raised in a forward pass that a fast form cannot compute as the plain form does."""
+
+
+class Edge(NamedTuple):
+    """An edge, its node's choice of edges, and its place among them."""
+
+    edge: LayerChoice
+    switch: InputChoice
+    place: int
+
+    def mixing_weights(self, device: torch.device) -> Tensor | None:
+        """Return the weights of the candidates' outputs in the node; None where the edge is no sum of all candidates."""
+        weights, edge_weights = self.edge.weights, self.switch.weights
+        if any(choice._answer or getattr(choice, "path", None) is not None for choice in (self.edge, self.switch)):
+            return None
+        if not _is_vector(weights, len(self.edge.candidates), device):
+            return None
+        if edge_weights is None:
+            return weights if self.switch.over_edges else None
+        return (
+            weights * edge_weights[self.place]
+            if _is_vector(edge_weights, len(self.switch.spec.inputs), device)
+            else None
+        )
+
+
+def _is_vector(weights: object, length: int, device: torch.device) -> TypeGuard[Tensor]:
+    return (
+        isinstance(weights, Tensor)
+        and weights.device == device
+        and weights.is_floating_point()
+        and weights.shape == (length,)
+    )
+
+
+class Column(NamedTuple):
+    """One candidate on all edges that leave a state."""
+
+    operations: list[nn.Module]
+    known: list[Known | None]
+
+    @property
+    def zero(self) -> int | None:
+        """The stride of `none`, or None for any other candidate."""
+        first = self.known[0]
+        if first is None or first.kind is not Zero or any(other != first for other in self.known):
+            return None
+        return cast(int, first.arguments[0])
+
+
+class Layout:
+    """What a cell is made of. It is made anew when one of its modules was edited.
+
+    Attributes:
+        inputs: the two preprocessing modules, each with what is known of it.
+        nodes: their number.
+        states: of each state with edges, the edges that leave it, to the last nodes.
+        columns: of each state with edges, the candidates.
+        is_usable: whether the cell is as src/spaces/ makes it: nothing edited, hooked, shared or without operations.
+    """
+
+    def __init__(self, cell: nn.Module) -> None:
+        inputs = [cast(nn.Module, module) for module in (cell.preprocess0, cell.preprocess1)]
+        self.inputs = [(module, known(module)) for module in inputs]
+        nodes = cast(Sequence[Node], cell.nodes)
+        self.nodes = len(nodes)
+        self.states: list[list[Edge]] = []
+        self.columns: list[list[Column]] = []
+        self.is_usable = self.nodes > 0 and all(map(self._is_plain, nodes, range(2, 2 + self.nodes)))
+        if not self.is_usable:
+            return
+        for state in range(1 + self.nodes):
+            edges = [
+                Edge(cast(LayerChoice, node.edges[state]), node.switch, state) for node in nodes[max(0, state - 1) :]
+            ]
+            names = list(edges[0].edge.candidates)
+            self.is_usable &= all(list(edge.candidates) == names for edge, _, _ in edges)
+            if not self.is_usable:
+                return
+            columns = [[edge.candidates[name] for edge, _, _ in edges] for name in names]
+            self.states.append(edges)
+            self.columns.append([Column(column, [*map(known, column)]) for column in columns])
+            self.is_usable &= any(column.zero is None for column in self.columns[-1])
+        # The order in which two edges call one module is part of the result.
+        modules = [
+            module
+            for operation in (
+                *inputs,
+                *(o for columns in self.columns for column in columns for o in column.operations),
+            )
+            for module in operation.modules()
+        ]
+        self.is_usable &= len(modules) == len({id(module) for module in modules})
+
+    @staticmethod
+    def _is_plain(node: nn.Module, states: int) -> bool:
+        """Return whether a node, its choices of candidates and of edges are what src/spaces/ makes them, unedited."""
+        return (
+            is_unedited(node, Node)
+            and is_unedited(cast(Node, node).switch, InputChoice)
+            and len(cast(Node, node).edges) == states
+            and all(is_unedited(edge, LayerChoice) for edge in cast(Node, node).edges)
+        )
+
+
+class Before:
+    """The random numbers and buffers before operations are called, so that the plain form can call them again."""
+
+    def __init__(self, operations: Sequence[nn.Module]) -> None:
+        self._random = torch.get_rng_state() if operations else None
+        self._buffers = [
+            (module, name, buffer, buffer.clone())
+            for operation in operations
+            for module in operation.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def random_numbers_were_drawn(self) -> bool:
+        """Return whether torch's generator moved."""
+        return self._random is not None and not torch.equal(self._random, torch.get_rng_state())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back."""
+        if self._random is not None:
+            torch.set_rng_state(self._random)
+        for module, name, buffer, value in self._buffers:
+            module._buffers[name] = buffer.copy_(value)

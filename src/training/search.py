@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from src.architectures.architecture import Architecture
 from src.bilevel.hypergradient import AlphaGradient, Bilevel, Hypergradient, Loss, norm
@@ -109,19 +108,31 @@ class SearchModule(TrainingModule):
         ]
 
     @cached_property
-    def _has_tied_weights(self) -> bool:
-        names = [name for name, _ in self.net.named_parameters(remove_duplicate=False)]
-        return len(names) > sum(map(len, self._parameters_by_name))
+    def _places(self) -> dict[str, list[tuple[dict[str, Any], str]]]:
+        """Where the module keeps each weight, alpha and buffer, by name; a tied weight has several places."""
+        names = {id(parameter): name for group in self._parameters_by_name for name, parameter in group.items()}
+        places: dict[str, list[tuple[dict[str, Any], str]]] = {}
+        for module in self.net.modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    places.setdefault(names[id(parameter)], []).append((module._parameters, key))
+        return places | {name: [(module._buffers, key)] for name, module, key in self._buffers_by_name}
 
     def _call_with(self, state: Tensors, inputs: Tensor, mixing: Tensors) -> Tensor:
-        """Return the network's outputs with some weights and buffers replaced, for some mixing weights."""
-        return functional_call(
-            self.net,
-            state,
-            (channels_last(inputs),),
-            {"mixing": mixing, "one_path": self.method.relaxation.one_path},
-            tie_weights=self._has_tied_weights,
-        )
+        """Return the network's outputs with some weights and buffers replaced, for some mixing weights.
+
+        `torch.func.functional_call` does the same, but looks up each of thousands of names in each pass.
+        """
+        replaced: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for name, tensor in state.items():
+                for owner, key in self._places[name]:
+                    replaced.append((owner, key, owner[key]))
+                    owner[key] = tensor
+            return self.net(channels_last(inputs), mixing=mixing, one_path=self.method.relaxation.one_path)
+        finally:
+            for owner, key, tensor in replaced:
+                owner[key] = tensor
 
     def configure_optimizers(self) -> Any:
         """Return the weights' optimiser with its schedule, and the alphas' optimiser."""

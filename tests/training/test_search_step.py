@@ -342,3 +342,40 @@ def test_buffers_are_copied_so_that_each_can_be_written_between_a_pass_and_its_g
         other.zero_()
     assert torch.equal(torch.autograd.grad(product, weight)[0], one)
     assert all(buffer.sum() > 0 for name, buffer in search.net.named_buffers() if name.endswith("running_var"))
+
+
+class Tied(nn.Module):
+    """A space in which two layers share a weight, with a buffer that each pass replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+        self.second.weight = self.first.weight
+        self.choice = LayerChoice({"relu": nn.ReLU(), "tanh": nn.Tanh()}, key="a")
+        self.register_buffer("passes", torch.zeros(()))
+        self.fails = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fails:
+            raise ValueError("as asked")
+        self.passes = self.passes + 1
+        return self.last(self.choice(self.second(self.choice(self.first(x)))) + self.passes)
+
+
+def test_a_pass_uses_the_given_weights_wherever_they_are_and_leaves_the_module_as_it_was() -> None:
+    space = Tied()
+    search = search_module(1, space=space)
+    before = {name: tensor.clone() for name, tensor in search.net.state_dict().items()}
+    objects = {name: id(tensor) for name, tensor in search.net.state_dict(keep_vars=True).items()}
+    x = torch.randn(5, 4)
+    moved = {name: weight.detach() + 1 for name, weight in search.weights().items()}
+    mixing = search.mixing_weights()
+    expected = torch.func.functional_call(search.net, {**moved, **search._scratch()}, (x,), {"mixing": mixing})
+    for _ in range(2):
+        assert torch.equal(search._call_with({**moved, **search._scratch()}, x, mixing), expected)
+    space.fails = True
+    with pytest.raises(ValueError, match="as asked"):
+        search._call_with({**moved, **search._scratch()}, x, mixing)
+    assert {name: id(tensor) for name, tensor in search.net.state_dict(keep_vars=True).items()} == objects
+    for name, tensor in search.net.state_dict().items():
+        assert torch.equal(tensor, before[name])

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo search retrain sweep report dashboard test test-slow lint format bench clean
+.PHONY: help setup demo search retrain sweep report dashboard test test-slow test-gpu lint format bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test: $(VENV)/installed ## the tests
 
 test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/installed ## the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu -n 0
 
 lint: $(VENV)/installed ## ruff and pyright
 	$(BIN)/ruff check .

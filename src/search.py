@@ -77,6 +77,7 @@ def build_module(config: DictConfig, data: DataModule) -> SearchModule:
         weight_scheduler=build_schedule(config.optimizer.schedule),
         gradient_clip=config.optimizer.gradient_clip,
         seed=config.seed,
+        graphs=config.get("graphs", False),  # older runs have saved no such setting
     )
     try:
         module.method.check_epochs(config.epochs, module.alphas())

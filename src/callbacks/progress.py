@@ -22,6 +22,7 @@ from src.training.module import TrainingModule
 from src.training.search import SearchModule
 
 _SILENCE = 60.0  # seconds without a line after which one is due
+_REDRAWN = 0.1  # seconds between two states of the bar
 _FIRST_STEPS, _FIRST_SECONDS = 3, 5.0  # what the first estimate is made of
 
 
@@ -40,6 +41,7 @@ class Progress(ProgressBar):
         self._bar: tqdm[Any] | None = None
         self._pace = Pace()
         self._said = 0.0
+        self._drawn = 0.0
         self._columns: list[tuple[str, int]] = []
         self._estimated = False
         self._strongest: dict[str, str] = {}
@@ -88,13 +90,16 @@ class Progress(ProgressBar):
         self._pace.end(now)
         if not self._estimated and self._pace.is_measured:
             self._estimate(trainer, batch_idx)
-        shown, due = self._is_shown(), self._is_due(now)
-        if not shown and not due:
-            return  # reading a value would wait for the device
         total = int(trainer.num_training_batches)
+        # Reading a value waits for the device.
+        shown = self._is_shown() and (now - self._drawn >= _REDRAWN or batch_idx + 1 == total)
+        due = self._is_due(now)
+        if not shown and not due:
+            return
         values = ", ".join(f"{name} {_number(name, float(value))}" for name, value in outputs.items())
         text = f"{values}, {duration(self._left(trainer, batch_idx + 1))} left"
         if shown:
+            self._drawn = now
             self._show(f"epoch {_place(trainer)}", batch_idx + 1, total, text)
         if due:
             self.print(f"epoch {_place(trainer)}, step {batch_idx + 1}/{total}: {text}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import lightning as L
 import torch
@@ -33,12 +33,23 @@ def last_step(trainer: L.Trainer) -> int:
     return step_of(trainer, int(trainer.num_training_batches) - 1)
 
 
-def log_row(trainer: L.Trainer, step: int, values: Mapping[str, Tensor | float]) -> None:
+def log_row(trainer: L.Trainer, step: int, values: Mapping[str, Tensor | SupportsFloat]) -> None:
     """Give values of a step to all loggers; only the first process has any."""
     if values and trainer.loggers and trainer.is_global_zero:
-        row = {name: float(value) for name, value in values.items()}
+        if isinstance(trainer.lightning_module, TrainingModule):
+            trainer.lightning_module.confirm()
+        row = {name: float(value) for name, value in _on_host(values).items()}
         for logger in trainer.loggers:
             logger.log_metrics({**row, "epoch": trainer.current_epoch}, step=step)
+
+
+def _on_host(values: Mapping[str, Tensor | SupportsFloat]) -> Mapping[str, Tensor | SupportsFloat]:
+    """Return values with those on a GPU copied from there, all at once."""
+    there = {name: value for name, value in values.items() if isinstance(value, Tensor) and value.is_cuda}
+    if not there:
+        return values
+    copied = torch.stack([value.detach().double() for value in there.values()]).tolist()
+    return {**values, **dict(zip(there, copied, strict=True))}
 
 
 class Scalars(L.Callback):

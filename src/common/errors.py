@@ -62,4 +62,4 @@ class Interrupted(Exception):
 
 
 class Diverged(Exception):
-    """A gradient is not finite; the weights are still those before it."""
+    """A gradient is not finite. Nothing is written of the step that took it."""

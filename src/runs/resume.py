@@ -16,12 +16,13 @@ from src.common.errors import ConfigError, shorten, unknown
 from src.common.shell import override, pastable
 from src.runs.folder import RunFolder
 
-CHANGEABLE = ("epochs", "trainer", "logger", "callbacks", "diagnostics", "checkpoint_minutes")
+CHANGEABLE = ("epochs", "trainer", "logger", "callbacks", "diagnostics", "checkpoint_minutes", "graphs")
 _GROUPS = ("trainer", "logger", "callbacks", "diagnostics")  # config groups among them
 # Where the data are, within `data`. It may change too: whether they are the same data is checked in another way.
 PLACE = "root"
 # Settings that say how a run was started, where it writes and who watches it; they identify no experiment.
-_INCIDENTAL = {"folder", "resume", "plan", "sweep", "logger", "callbacks", "diagnostics", "checkpoint_minutes", "hydra"}
+_INCIDENTAL = {"folder", "resume", "plan", "sweep", "hydra", "logger", "callbacks", "diagnostics"}
+_INCIDENTAL |= {"checkpoint_minutes", "graphs"}
 _INCIDENTAL_WITHIN = {"trainer": {"accelerator", "profiler", "log_every_n_steps", "max_time"}, "space": {"impl"}}
 
 MAX_SETTINGS_BYTES = 1 << 20

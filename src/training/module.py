@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, SupportsFloat, cast
 
 import lightning as L
 import torch
@@ -17,6 +18,26 @@ from src.data.tasks import Task
 
 CHECKPOINT_FORMAT = 1
 Batch = tuple[Tensor, Tensor]  # inputs (N, ...), targets (N, ...)
+_UNREAD = 2  # checks of gradients on a GPU whose values the host has not read yet: those of one search step
+
+
+class _Check(NamedTuple):
+    """A norm of a gradient, and where it was taken."""
+
+    what: str
+    epoch: int
+    step: int
+    rates: list[float]
+
+    def pass_or_raise(self, gradient_norm: Tensor, loss: Tensor) -> None:
+        """Raise `Diverged` if the norm is not finite."""
+        if not bool(gradient_norm.isfinite()):
+            rates = ", ".join(f"{rate:.3g}" for rate in self.rates)
+            raise Diverged(
+                f"the gradient of the {self.what} is {float(gradient_norm)} in epoch {self.epoch}, "
+                f"step {self.step} (loss {float(loss):.4g}, learning rates {rates}); a smaller learning rate of the "
+                "weights may help"
+            )
 
 
 class Mean(Metric):
@@ -80,12 +101,15 @@ class TrainingModule(L.LightningModule):
         metrics |= {name: Mean() for name in training_means}
         self.metrics = nn.ModuleDict(metrics)
         self._of_training = tuple(name for name in metrics if name.startswith("train_") or name in training_means)
-        self.step_values: dict[str, Tensor | float] = {}  # what the latest step measured on this process, for loggers
+        self.step_values: dict[
+            str, Tensor | SupportsFloat
+        ] = {}  # what the latest step measured on this process, for loggers
         self.step_samples = 0
         self._step = 0  # of the epoch
         self._epochs = 1
         self._optimizers: list[torch.optim.Optimizer] = []
         self._period: int | None = None
+        self._unread = deque[tuple[_Check, Tensor, torch.cuda.Event]]()
 
     def measure(self, split: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Add a batch to the loss and the metrics of a split."""
@@ -153,19 +177,43 @@ class TrainingModule(L.LightningModule):
         return [g if use else None for g, use in zip(averaged[: len(gradients)], used.tolist(), strict=True)]
 
     def check_finite(self, what: str, gradient_norm: Tensor, loss: Tensor) -> None:
-        """Raise `Diverged` if a gradient, averaged over the processes, is not finite."""
-        if not bool(gradient_norm.isfinite()):
-            rates = ", ".join(
-                f"{group['lr']:.3g}" for optimizer in self._optimizers for group in optimizer.param_groups
-            )
-            raise Diverged(
-                f"the gradient of the {what} is {float(gradient_norm)} in epoch {self.current_epoch}, "
-                f"step {self._step} (loss {float(loss):.4g}, learning rates {rates}); a smaller learning rate of the "
-                "weights may help"
-            )
+        """Raise `Diverged` if a gradient, averaged over the processes, is not finite.
+
+        On a GPU the host does not wait for the norm. It is read in the next step, and before anything is written.
+        """
+        rates = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
+        check = _Check(what, self.current_epoch, self._step, rates)
+        if gradient_norm.device.type != "cuda" or processes.world_size() > 1:  # processes have to fail together
+            check.pass_or_raise(gradient_norm, loss)
+            return
+        values = torch.stack([gradient_norm.detach().double(), loss.detach().double()]).to("cpu", non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._unread.append((check, values, copied))
+        while len(self._unread) > _UNREAD:
+            self._read_check()
+
+    def confirm(self) -> None:
+        """Wait for the gradients of all steps so far, and raise `Diverged` if one was not finite.
+
+        Whoever writes what a step came to calls this first.
+        """
+        while self._unread:
+            self._read_check()
+
+    def _read_check(self) -> None:
+        check, values, copied = self._unread.popleft()
+        copied.synchronize()
+        check.pass_or_raise(*values)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Confirm the last step of an epoch, before its validation and its files."""
+        if self.trainer.is_last_batch or self.trainer.should_stop:
+            self.confirm()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the sums of the training epoch so far, of every process; none at an epoch's end."""
+        self.confirm()
         checkpoint["format"] = CHECKPOINT_FORMAT
         within_epoch = not self.trainer.is_last_batch
         sums = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, cast
+from itertools import chain
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,46 @@ from src.data.tasks import Task
 from src.methods.method import Method
 from src.methods.schedules import Progress
 from src.spaces.relaxed import WEIGHTS, RelaxedSpace
+from src.training.clock import between, mark
+from src.training.graphs import CudaGraphs, Graphs
 from src.training.module import Batch, TrainingModule, channels_last, set_gradients, start_momentum
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+ALPHAS_PART, WEIGHTS_PART = "alphas", "weights"  # of a step, in this order: what `Graphs` records
+
+
+class AlphaStep(NamedTuple):
+    """What a search step computes for the alphas, all in tensors: the hypergradient's terms, and what is made of them.
+
+    `stepped` is what their optimiser gets, the hypergradient and the penalty's gradient, and `length` its norm; `values`
+    are for loggers, by the names that they have there.
+    """
+
+    total: Tensors
+    direct: Tensors
+    correction: Tensors
+    distance: Tensor | None
+    arch_loss: Tensor
+    stepped: Tensors
+    length: Tensor
+    values: Tensors
+
+    @property
+    def hypergradient(self) -> AlphaGradient:
+        """The hypergradient alone."""
+        return AlphaGradient(self.total, self.direct, self.correction, self.arch_loss, self.distance)
+
+
+class WeightStep(NamedTuple):
+    """What a search step computes for the weights: their clipped gradients, the norm before, loss and outputs."""
+
+    gradients: list[Tensor | None]
+    length: Tensor
+    loss: Tensor
+    outputs: Tensor
 
 
 class SearchModule(TrainingModule):
@@ -33,6 +68,9 @@ class SearchModule(TrainingModule):
 
     A batch is {"weights": (inputs, targets), "arch": (inputs, targets)} from the two halves of the train split. What
     differs between methods is in `method`; the step below is the same for all.
+
+    With `graphs`, the gradients of a step are recorded and replayed as CUDA graphs, where that can be done: in one process
+    on a GPU, with a method that does not choose operations on the host.
 
     Raises:
         ConfigError: the method does not go with the hypergradient or the space.
@@ -50,6 +88,7 @@ class SearchModule(TrainingModule):
         method: Method | None = None,
         gradient_clip: float = 5.0,
         seed: int = 0,
+        graphs: bool = False,
     ) -> None:
         method = method or Method()
         method.check_order(unrolls=hypergradient.unrolls)
@@ -66,7 +105,9 @@ class SearchModule(TrainingModule):
         self.hypergradient = hypergradient
         self.method = method
         self.step_gradient: AlphaGradient | None = None  # of the latest step; None while the alphas are frozen
-        self._arch_score: Tensor | None = None
+        self.graphs: Graphs | None = None
+        self._wants_graphs = graphs
+        self._alpha_values: Tensors = {}
         self._weight_optimizer = weight_optimizer
         self._alpha_optimizer = alpha_optimizer
         self._weight_scheduler = weight_scheduler
@@ -108,6 +149,10 @@ class SearchModule(TrainingModule):
         ]
 
     @cached_property
+    def _modules_of_net(self) -> list[nn.Module]:
+        return list(self.net.modules())
+
+    @cached_property
     def _places(self) -> dict[str, list[tuple[dict[str, Any], str]]]:
         """Where the module keeps each weight, alpha and buffer, by name; a tied weight has several places."""
         names = {id(parameter): name for group in self._parameters_by_name for name, parameter in group.items()}
@@ -147,6 +192,22 @@ class SearchModule(TrainingModule):
         """Refuse a precision in which the hypergradient would be wrong."""
         super().on_fit_start()
         check_precision(self.trainer.precision)
+        if self._wants_graphs and self.graphs is None:
+            self.start_graphs()
+
+    def start_graphs(self) -> None:
+        """Record the gradients of the steps that follow; where that cannot be done, say so in one line."""
+        why_not = None
+        if self.device.type != "cuda":
+            why_not = f"CUDA graphs need a GPU, this run is on {self.device.type}"
+        elif processes.world_size() > 1:
+            why_not = f"CUDA graphs need one process, this run has {processes.world_size()}"
+        elif self.method.relaxation.one_path:
+            why_not = f"{type(self.method.relaxation).__name__} chooses operations on the host in every step"
+        if why_not is None:
+            self.graphs = Graphs(CudaGraphs(self.device), (ALPHAS_PART, WEIGHTS_PART))
+        elif processes.rank() == 0:
+            print(f"graphs=true: {why_not}; all steps run without graphs", file=sys.stderr)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> dict[str, Tensor]:
         """Step the alphas on the arch batch, then the weights on the weight batch, with the new alphas.
@@ -154,11 +215,11 @@ class SearchModule(TrainingModule):
         Returns the weight batch's loss and score, for callbacks.
         """
         weight_optimizer, alpha_optimizer = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
-        start = time.perf_counter()
+        start = mark(self.device)
         gradient = None
         if self.current_epoch >= self.method.frozen_epochs:
             gradient = self.step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)
-        middle = time.perf_counter()  # a device has finished by then: `check_finite` waits for it
+        middle = mark(self.device)
         loss, outputs = self.step_weights(batch["weights"], weight_optimizer)
 
         targets = batch["weights"][1]
@@ -167,15 +228,15 @@ class SearchModule(TrainingModule):
         metric, score = self.task.metric, self.task.score(outputs, targets)
         self.step_values = {"step/train_loss": loss, f"step/train_{metric}": score}
         if gradient is not None:
-            of_alphas = _of_gradient(gradient)
+            values = self._alpha_values
             self.measure_mean("arch_loss", gradient.arch_loss, count)
-            self.measure_mean("hypergradient_norm", of_alphas["hypergradient/total"], count)
+            self.measure_mean("hypergradient_norm", values["hypergradient/total"], count)
             if gradient.correction:
-                self.measure_mean("correction_ratio", of_alphas["hypergradient/ratio"], count)
-            self.step_values |= {"step/arch_loss": gradient.arch_loss, **of_alphas, "time/alpha_step": middle - start}
-            if self._arch_score is not None:
-                self.step_values[f"step/arch_{metric}"] = self._arch_score
-        self.step_values["time/weight_step"] = time.perf_counter() - middle
+                self.measure_mean("correction_ratio", values["hypergradient/ratio"], count)
+            self.step_values |= {
+                "step/arch_loss": gradient.arch_loss, **values, "time/alpha_step": between(start, middle)
+            }  # fmt: skip
+        self.step_values["time/weight_step"] = between(middle, mark(self.device))
         self.step_samples, self.step_gradient = count, gradient
         return {"loss": loss, metric: score}
 
@@ -185,25 +246,68 @@ class SearchModule(TrainingModule):
         The weights, their gradients and all buffers stay as they are.
         """
         alphas = self.alphas()
-        gradient = self.hypergradient(self.problem(batch, weight_optimizer if self.hypergradient.unrolls else None))
-        penalty = self.method.penalty_gradient(alphas, self.progress)
-        total = {name: grad + penalty[name] if name in penalty else grad for name, grad in gradient.total.items()}
-        self.check_finite("alphas", norm(total), gradient.arch_loss)
-        set_gradients(alphas.values(), (total[name] for name in alphas))
+        unrolled = weight_optimizer if self.hypergradient.unrolls else None
+        found = self._recorded(
+            ALPHAS_PART,
+            lambda batch, noise: self.alpha_gradients(batch, noise, unrolled),
+            {name: batch[name] for name in ("weights", "arch")},
+            self._noise(),
+            optimizer=unrolled,
+        )
+        self.check_finite("alphas", found.length, found.arch_loss)
+        set_gradients(alphas.values(), (found.stepped[name] for name in alphas))
         alpha_optimizer.step()
-        return gradient
+        self._alpha_values = found.values
+        return found.hypergradient
 
-    def problem(self, batch: dict[str, Batch], weight_optimizer: torch.optim.Optimizer | None) -> Bilevel:
+    def alpha_gradients(
+        self, batch: Mapping[str, Batch], noise: Tensors, weight_optimizer: torch.optim.Optimizer | None
+    ) -> AlphaStep:
+        """Return what a search step computes for the alphas. Nothing changes, and the host does not wait for a device.
+
+        Args:
+            batch: of both halves.
+            noise: of the search step.
+            weight_optimizer: whose step is unrolled; None for a hypergradient that does not unroll.
+        """
+        scores: list[Tensor] = []
+        gradient = self.hypergradient(self.problem(batch, weight_optimizer, noise=noise, scores=scores))
+        penalty = self.method.penalty_gradient(self.alphas(), self.progress)
+        stepped = {name: grad + penalty[name] if name in penalty else grad for name, grad in gradient.total.items()}
+        values = _of_gradient(gradient)
+        if scores:
+            values[f"step/arch_{self.task.metric}"] = scores[-1]
+        return AlphaStep(
+            gradient.total,
+            gradient.direct,
+            gradient.correction,
+            gradient.distance,
+            gradient.arch_loss,
+            stepped,
+            norm(stepped),
+            values,
+        )
+
+    def problem(
+        self,
+        batch: Mapping[str, Batch],
+        weight_optimizer: torch.optim.Optimizer | None,
+        *,
+        noise: Tensors | None = None,
+        scores: list[Tensor] | None = None,
+    ) -> Bilevel:
         """Return the bilevel problem of this search step.
 
         Args:
             batch: of both halves.
             weight_optimizer: whose step is unrolled; None for a hypergradient that does not unroll.
+            noise: of the search step; drawn if None.
+            scores: gets the task's score on the arch batch, each time that its loss is computed.
         """
         weights = self.weights()
         return Bilevel(
-            weight_loss=self.loss_on(batch["weights"]),
-            arch_loss=self.loss_on(batch["arch"], scored=True),
+            weight_loss=self.loss_on(batch["weights"], noise=noise),
+            arch_loss=self.loss_on(batch["arch"], noise=noise, scores=scores),
             weights=weights,
             alphas=self.alphas(),
             step=VirtualStep(lr=0.0) if weight_optimizer is None else VirtualStep.of(weight_optimizer, weights),
@@ -212,43 +316,94 @@ class SearchModule(TrainingModule):
 
     def step_weights(self, batch: Batch, weight_optimizer: Any) -> tuple[Tensor, Tensor]:
         """Step the weights along their clipped gradient, and return the loss and the outputs before the step."""
+        mixing = self._weights_step_mixing(batch)
+        found = self._recorded(WEIGHTS_PART, self.weight_gradients, batch, mixing)
+        for weight, gradient in zip(self.weights().values(), found.gradients, strict=True):
+            weight.grad = gradient
+        self.check_finite("weights", found.length, found.loss)
+        start_momentum(getattr(weight_optimizer, "optimizer", weight_optimizer))
+        weight_optimizer.step()
+        self._step += 1  # for whoever takes steps without a trainer, which sets it itself
+        return found.loss, found.outputs
+
+    def weight_gradients(self, batch: Batch, mixing: Tensors) -> WeightStep:
+        """Return what a search step computes for the weights, for some mixing weights. The host waits for no device.
+
+        The gradients are set, too, and the running statistics move.
+        """
         inputs, targets = batch
         weights = list(self.weights().values())
-        mixing = self._weights_step_mixing(batch)
         self.seed_pass()
         outputs = self._call_with({}, inputs, mixing)
         loss = self.task.loss(outputs, targets)
         gradients = torch.autograd.grad(loss, weights, allow_unused=True)
         set_gradients(weights, self.average_step(weights, gradients))
-        gradient_norm = nn.utils.clip_grad_norm_(weights, self.gradient_clip)
-        self.check_finite("weights", gradient_norm, loss)
-        start_momentum(getattr(weight_optimizer, "optimizer", weight_optimizer))
-        weight_optimizer.step()
-        self._step += 1  # for whoever takes steps without a trainer, which sets it itself
-        return loss.detach(), outputs.detach()
+        length = nn.utils.clip_grad_norm_(weights, self.gradient_clip)
+        return WeightStep([weight.grad for weight in weights], length, loss.detach(), outputs.detach())
+
+    def _recorded(
+        self, part: str, program: Callable[..., Any], *arguments: Any, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Return `program(*arguments)`, from a recording if there are any; `optimizer` is what it unrolls."""
+        if self.graphs is None:
+            return program(*arguments)
+        self.seed_pass()
+        return self.graphs.run(part, program, *arguments, frozen=self._frozen(optimizer))
+
+    def _frozen(self, optimizer: torch.optim.Optimizer | None) -> Hashable:
+        """Return what a recording holds besides its arguments: numbers, flags, and the addresses of all tensors."""
+        numbers: tuple[Hashable, ...] = ()
+        velocity: list[Tensor] = []
+        if optimizer is not None:
+            group = optimizer.param_groups[0]
+            numbers = tuple(value for value in group.values() if isinstance(value, int | float | bool | None))
+            states = (optimizer.state.get(weight, {}) for weight in self.weights().values())
+            velocity = [state["momentum_buffer"] for state in states if state.get("momentum_buffer") is not None]
+        buffers = (cast(Tensor, module._buffers[key]) for _, module, key in self._buffers_by_name)
+        kind = self.device.type
+        return (
+            self.progress,
+            id(self.method),
+            id(self.hypergradient),
+            self.gradient_clip,
+            numbers,
+            torch.is_autocast_enabled(kind),
+            torch.get_autocast_dtype(kind),
+            tuple(module.training for module in self._modules_of_net),
+            tuple(map(Tensor.data_ptr, chain(self.weights().values(), self.alphas().values(), buffers, velocity))),
+        )
+
+    def seed_pass(self) -> None:
+        """Seed PyTorch's generators for this step, unless the pass is being recorded."""
+        if self.graphs is None or self.graphs.begin_pass():
+            super().seed_pass()
 
     @property
     def progress(self) -> Progress:
         """How far the search is."""
         return Progress(self.current_epoch, self._epochs)
 
-    def loss_on(self, batch: Batch, *, scored: bool = False) -> Loss:
+    def loss_on(self, batch: Batch, *, noise: Tensors | None = None, scores: list[Tensor] | None = None) -> Loss:
         """Return the loss on a batch as a function of (weights, alphas) that leaves this module as it is.
 
         All such functions of one search step have the same noise in their mixing weights, and random operations such as
         dropout draw the same numbers in each call: a difference of two calls is of weights and alphas alone.
 
-        With `scored`, each call notes the task's score on the batch, for loggers.
+        Args:
+            batch: of one half.
+            noise: of the search step; drawn if None.
+            scores: gets the task's score on the batch in each call, for loggers.
         """
         inputs, targets = batch
-        noise, progress, scratch = self._noise(), self.progress, self._scratch()
+        noise = self._noise() if noise is None else noise
+        progress, scratch = self.progress, self._scratch()
 
         def loss(weights: Tensors, alphas: Tensors) -> Tensor:
             self.seed_pass()
             mixing = self.method.mixing_weights(alphas, noise, progress)
             outputs = self._call_with({**weights, **scratch}, inputs, mixing)
-            if scored:
-                self._arch_score = self.task.score(outputs.detach(), targets)
+            if scores is not None:
+                scores.append(self.task.score(outputs.detach(), targets))
             return self.task.loss(outputs, targets)
 
         return loss

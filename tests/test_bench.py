@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from src import bench
-from src.bench import parts
+from src.bench import comparisons, gpu
 from src.bilevel.hypergradient import of_order
 
 SMALL = [
@@ -49,14 +51,14 @@ def test_every_form_takes_the_same_step(form: str, order: int) -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_tables_and_writes_json(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(parts, "peak_memory", lambda arguments, device: 1.5)
+    monkeypatch.setattr(comparisons, "peak_memory", lambda arguments, device: 1.5)
     path = tmp_path / "bench.json"
     names = ["search", "hypergradient", "data"]
     assert bench.main([*names, *SMALL, "--json", str(path)]) == 0
     printed = capsys.readouterr().out
-    results = {name: part["rows"] for name, part in json.loads(path.read_text())["results"].items()}
+    results = {name: part["rows"] for name, part in json.loads(path.read_text()).items()}
     assert list(results) == names
-    assert [row["form"] for row in results["search"]] == [*parts.SEARCH_FORMS] * 2
+    assert [row["form"] for row in results["search"]] == [*comparisons.SEARCH_FORMS] * 2
     assert all(100 < row["without views"] < row["operator calls"] for row in results["search"])
     assert all(row["seconds"] > 0 and row["operator calls"] > 100 for row in results["search"])
     exact = [row for row in results["hypergradient"] if row["hypergradient"] == "exact"]
@@ -71,11 +73,46 @@ def test_memory_is_that_of_a_process_of_its_own() -> None:
     assert ballast.sum() > 0
 
 
+def test_a_row_of_the_gpu_part_is_measured_here_too() -> None:
+    (*_, row) = gpu.measure(gpu.Case("search", "reference", "finite_difference", precision="bf16"), SIZES)
+    assert row["ms"] > 0
+    assert 1e-3 < row["gradient error"] < 3
+    (*_, exact) = gpu.measure(gpu.Case("search", "published", "first_order"), SIZES)
+    assert exact["gradient error"] < 1e-4
+
+
+def test_a_row_that_fails_tells_why() -> None:
+    rows = list(gpu.measure(gpu.Case("search", "no such form", "first_order"), SIZES))
+    assert [row["error"] for row in rows] == ["KeyError: 'no such form'"]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_replaced(monkeypatch) -> None:
+    worker = gpu.Worker()
+    case = gpu.Case("data", "this code")
+    assert "images a second" in worker.measure(case, SIZES)
+    worker._process.kill()
+    assert worker.measure(case, SIZES)["error"] == "the process died"
+    assert "images a second" in worker.measure(case, SIZES)
+    worker.close()
+
+
+@pytest.mark.slow
+def test_it_runs_where_hydra_and_wandb_are_not_installed() -> None:
+    """As on a machine that is lent with PyTorch and Lightning alone."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['hydra', 'omegaconf', 'wandb'])); import src.bench.commandline"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["serch"], "unknown part 'serch' (allowed: search"),
         (["data", "--pairs", "0"], "--pairs must be 1 or more, got 0"),
+        (["data", "--minutes", "0"], "--minutes must be more than 0, got 0"),
+        (["gpu", "--quick"], "--quick: gpu has no quick form"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, capsys) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from src.bench.forms import FORMS, Sizes, search_step
+from src.bench.forms import FORMS, HYPERGRADIENTS, Sizes, search_step
 from src.bench.measuring import Row, measure_memory
-from src.bench.parts import HYPERGRADIENTS, PARTS
-from src.bench.tables import table
+from src.bench.parts import PARTS, Part
+from src.bench.tables import line, table
 from src.bilevel.hypergradient import of_order
 from src.common.files import write_whole
 
+EVERYTHING = [name for name, part in PARTS.items() if not part.by_name]
 SIZES = {
     "channels": "of the supernet",
     "cells": "of the supernet",
@@ -44,20 +48,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(measure_memory(search_step(options.measure, sizes, hypergradient), sizes.device))
         return 0
 
-    machine = _machine(_sizes(options, {}).device)
+    deadline = time.monotonic() + 60 * (options.minutes or math.inf)
     results: dict[str, Any] = {}
-    print(machine)
-    for name in options.parts or PARTS:
+    for name in options.parts or EVERYTHING:
         part = PARTS[name]
-        sizes = _sizes(options, {**part.sizes, **(part.quick if options.quick else {})})
+        sizes = _sizes(options, {**part.sizes, **((part.quick or {}) if options.quick else {})})
+        machine = _machine(sizes.device)
+        print(f"\n{name}: {machine}\n{_text(sizes)}{' (quick: small)' if options.quick else ''}", flush=True)
         rows: list[Row] = []
-        results[name] = {"sizes": asdict(sizes), "rows": rows}
-        for row in part.rows(sizes):
-            rows.append(row)
-            if options.json:
-                write_whole(Path(options.json), json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
-        note = ", quick: smaller than the paper's sizes" if options.quick else ""
-        print(f"\n{name} ({sizes.precision}, medians of {sizes.pairs} turns{note})\n\n{table(rows)}", flush=True)
+        results[name] = {"machine": machine, "sizes": asdict(sizes), "rows": rows}
+        with closing(part.rows(sizes)) as measured:
+            for row in measured:
+                rows.append(row)
+                if options.json:
+                    write_whole(Path(options.json), json.dumps(results, indent=2) + "\n")
+                if part.line_by_line:
+                    print(line(row), flush=True)
+                if time.monotonic() > deadline:
+                    print(f"stopped after {options.minutes:g} minutes")
+                    break
+        print(f"\n{table(rows)}", flush=True)
+        if time.monotonic() > deadline:
+            break
     return 0
 
 
@@ -65,10 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m src.bench",
         description="This code against the paper's as published.",
-        epilog="parts:\n" + "\n".join(f"  {name:<14} {part.words}" for name, part in PARTS.items()),
+        epilog="parts:\n" + "\n".join(f"  {name:<14} {part.words}{_when(part)}" for name, part in PARTS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all of them by default")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help="one or more of those below; without any, all but those that say so"
+    )
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer turns, in a few minutes")
     defaults = Sizes()
     for name, text in SIZES.items():
@@ -77,10 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--precision", choices=("fp32", "bf16"))
     parser.add_argument("--json", metavar="PATH", help="write the figures there too, after every row")
+    parser.add_argument("--minutes", type=float, help="stop after the row that ends after so many minutes")
     parser.add_argument("--measure", choices=FORMS, help=argparse.SUPPRESS)
     parser.add_argument("--order", type=int, choices=(1, 2), default=1, help=argparse.SUPPRESS)
     parser.add_argument("--hypergradient", choices=HYPERGRADIENTS, help=argparse.SUPPRESS)
     return parser
+
+
+def _when(part: Part) -> str:
+    return " (only by its name)" if part.by_name else ""
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -92,14 +111,28 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         value = getattr(options, name.replace("-", "_"))
         if value is not None and value < 1:
             parser.error(f"--{name} must be 1 or more, got {value}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch finds no CUDA device here")
+    if options.minutes is not None and options.minutes <= 0:
+        parser.error(f"--minutes must be more than 0, got {options.minutes:g}")
+    slow = [part for part in options.parts if PARTS[part].quick is None]
+    if options.quick and slow:
+        parser.error(f"--quick: {slow[0]} has no quick form, give it smaller sizes")
+    device = options.device or ("cuda" if any(PARTS[part].sizes.get("device") for part in options.parts) else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch finds no CUDA device here; --device cpu measures what a CPU can tell")
 
 
 def _sizes(options: argparse.Namespace, own: dict[str, Any]) -> Sizes:
     """Return the sizes of a part: those given in the command, else its own, else the paper's."""
     given = {f.name: value for f in fields(Sizes) if (value := getattr(options, f.name)) is not None}
     return Sizes(**{**own, **given})
+
+
+def _text(sizes: Sizes) -> str:
+    """Return the sizes in which a part differs from the paper's, and the precision."""
+    paper = Sizes()
+    own = {f.name: getattr(sizes, f.name) for f in fields(Sizes) if f.name not in ("device", "precision")}
+    changed = [f"{name} {value}" for name, value in own.items() if value != getattr(paper, name)]
+    return f"{sizes.precision}, medians of {sizes.pairs}; " + (", ".join(changed) or "the paper's sizes")
 
 
 def _machine(device: str) -> str:

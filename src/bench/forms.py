@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from src.bench.published import Batches, PublishedData, PublishedSearch
-from src.bilevel.hypergradient import Bilevel, Hypergradient
+from src.bench.published import Batches, PublishedData, PublishedSearch, autocast
+from src.bilevel.hypergradient import Bilevel, Exact, FiniteDifference, FirstOrder, Hypergradient, OneSided
 from src.bilevel.unroll import VirtualStep
 from src.data.augment import Augmentation
 from src.data.loader import TrainLoader
@@ -37,6 +37,12 @@ CLASSES = 10
 SUPERNETS: dict[str, type[Supernet]] = {"published": Supernet, "reference": Supernet, "fused": FusedSupernet}
 NETWORKS: dict[str, type[Network]] = {"published": Network, "reference": Network, "fused": FusedNetwork}
 FORMS = (*SUPERNETS, "published, channels_last")
+HYPERGRADIENTS: dict[str, Hypergradient] = {
+    "first_order": FirstOrder(),
+    "exact": Exact(),
+    "finite_difference": FiniteDifference(),
+    "one_sided": OneSided(),
+}
 
 Step = Callable[[], Any]
 
@@ -73,15 +79,12 @@ class Sizes:
     device: str = "cpu"
     precision: str = "fp32"
 
-    def autocast(self) -> torch.autocast:
-        """Return the context that the precision asks for."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
-
 
 class OurSearch:
     """This code's search step, without the Trainer around it."""
 
-    def __init__(self, space: nn.Module, hypergradient: Hypergradient, device: str) -> None:
+    def __init__(self, space: nn.Module, hypergradient: Hypergradient, device: str, precision: str = "fp32") -> None:
+        self.device, self.precision = device, precision
         self.module = SearchModule(
             space,
             task=Classification([str(label) for label in range(CLASSES)]),
@@ -94,8 +97,9 @@ class OurSearch:
 
     def __call__(self, batch: Batches) -> None:
         """Step the alphas, then the weights."""
-        self.module.step_alphas(batch, self.weight_optimizer, self.alpha_optimizer)
-        self.module.step_weights(batch["weights"], self.weight_optimizer)
+        with autocast(self.device, self.precision):
+            self.module.step_alphas(batch, self.weight_optimizer, self.alpha_optimizer)
+            self.module.step_weights(batch["weights"], self.weight_optimizer)
 
     def copy_state(self, other: OurSearch) -> None:
         """Take the place of another search: its weights, alphas, running statistics and momentum."""
@@ -115,7 +119,8 @@ class OurSearch:
 
     def alpha_gradient(self, batch: Batches, hypergradient: Hypergradient) -> tuple[Tensor, Tensor]:
         """Return the alphas' gradient and its second-order part at the present point, each as one vector."""
-        gradient = hypergradient(self.problem(batch))
+        with autocast(self.device, self.precision):
+            gradient = hypergradient(self.problem(batch))
         total = torch.cat(list(gradient.total.values()))
         return total, torch.cat(list(gradient.correction.values())) if gradient.correction else torch.zeros_like(total)
 
@@ -150,6 +155,13 @@ def in_double(batch: Batches) -> Batches:
     return {name: (images.double(), labels) for name, (images, labels) in batch.items()}
 
 
+def laid_out(form: str, batch: Batches) -> Batches:
+    """Return a pair of batches with the images in the memory layout of a form."""
+    if not form.endswith("channels_last"):
+        return batch
+    return {name: (channels_last(images), labels) for name, (images, labels) in batch.items()}
+
+
 def search_form(form: str, sizes: Sizes, hypergradient: Hypergradient, *, seed: int = 0) -> PublishedSearch | OurSearch:
     """Return a search in one of `FORMS`; for one seed, all start from the same weights and alphas."""
     torch.manual_seed(seed)
@@ -163,11 +175,11 @@ def search_form(form: str, sizes: Sizes, hypergradient: Hypergradient, *, seed: 
     )
     torch.manual_seed(seed + 1)
     if implementation != "published":
-        return OurSearch(space, hypergradient, sizes.device)
+        return OurSearch(space, hypergradient, sizes.device, sizes.precision)
     net = RelaxedSpace(space).to(sizes.device)
     if layout == "channels_last":
         net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return PublishedSearch(net, hypergradient.order)
+    return PublishedSearch(net, hypergradient.order, sizes.precision)
 
 
 def our_search(form: str, sizes: Sizes, hypergradient: Hypergradient, *, seed: int = 0) -> OurSearch:
@@ -179,15 +191,7 @@ def our_search(form: str, sizes: Sizes, hypergradient: Hypergradient, *, seed: i
 
 def search_step(form: str, sizes: Sizes, hypergradient: Hypergradient) -> Step:
     """Return a function of nothing that takes one search step."""
-    search, batch = search_form(form, sizes, hypergradient), noise(sizes)
-    if form.endswith("channels_last"):
-        batch = {name: (channels_last(images), labels) for name, (images, labels) in batch.items()}
-
-    def step() -> None:
-        with sizes.autocast():
-            search(batch)
-
-    return step
+    return partial(search_form(form, sizes, hypergradient), laid_out(form, noise(sizes)))
 
 
 def alpha_error(form: str, sizes: Sizes, hypergradient: Hypergradient) -> float:
@@ -226,7 +230,7 @@ def retrain_step(form: str, sizes: Sizes) -> Step:
 
     def step() -> None:
         optimizer.zero_grad()
-        with sizes.autocast():
+        with autocast(sizes.device, sizes.precision):
             logits, auxiliary = network(images)
             assert auxiliary is not None
             loss = F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(auxiliary, labels)
@@ -241,7 +245,7 @@ DATA_BATCHES = 64  # in an epoch of `data_step`
 
 
 def data_step(form: str, sizes: Sizes) -> Step:
-    """Return a function of nothing that prepares an epoch of 64 batches, cropped, flipped and normalised."""
+    """Return a function of nothing that brings an epoch of 64 batches to the device, cropped, flipped, normalised."""
     generator = torch.Generator().manual_seed(0)
     count = DATA_BATCHES * sizes.batch
     pixels = torch.randint(256, (count, 3, sizes.image, sizes.image), generator=generator, dtype=torch.uint8)
@@ -255,7 +259,9 @@ def data_step(form: str, sizes: Sizes) -> Step:
 
         def ours() -> None:
             for batch in loader:
-                augmentation(batch["weights"].inputs, seed=batch["weights"].seed)
+                inputs, targets, seed = batch["weights"]
+                augmentation(inputs.to(sizes.device), seed=seed)
+                targets.to(sizes.device)
 
         return ours
     dataset = PublishedData(images, mean, deviation)
@@ -263,7 +269,8 @@ def data_step(form: str, sizes: Sizes) -> Step:
     theirs = DataLoader(dataset, sizes.batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
     def published() -> None:
-        for _ in theirs:
-            pass
+        for inputs, targets in theirs:
+            inputs.to(sizes.device)
+            targets.to(sizes.device)
 
     return published

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from src.bench.forms import Sizes, Step
 from src.runs.devices import resident
 
 Row = dict[str, Any]
+Rows = Generator[Row, None, None]
 
 
 def in_turn(steps: dict[str, Step], pairs: int, device: str) -> dict[str, list[float]]:

@@ -1,44 +1,16 @@
-"""The parts of `python -m src.bench` that compare forms: what is measured, at which sizes, and in which rows."""
+"""What `python -m src.bench` can measure, and at which sizes."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from torch.nn import functional as F
+from src.bench import comparisons
+from src.bench.forms import Sizes
+from src.bench.gpu import gpu
+from src.bench.measuring import Rows
 
-from src.bench.forms import (
-    DATA_BATCHES,
-    Sizes,
-    alpha_error,
-    data_step,
-    digit_batches,
-    our_search,
-    retrain_step,
-    search_step,
-)
-from src.bench.measuring import Row, compare, counted, in_turn, operator_calls, peak_memory, size_arguments
-from src.bilevel.hypergradient import Exact, FiniteDifference, FirstOrder, Hypergradient, OneSided, of_order
-
-SEARCH_FORMS = ("published", "published, channels_last", "fused")
-RETRAIN_FORMS = ("published", "published, channels_last", "fused")
-DATA_FORMS = ("published", "published, 2 workers", "this code")
-HYPERGRADIENTS: dict[str, Hypergradient] = {
-    "first_order": FirstOrder(),
-    "exact": Exact(),
-    "finite_difference": FiniteDifference(),
-    "one_sided": OneSided(),
-}
-HYPERGRADIENT_FORMS = (
-    ("reference", "exact"),
-    ("reference", "finite_difference"),
-    ("reference", "one_sided"),
-    ("fused", "finite_difference"),
-    ("fused", "one_sided"),
-    ("fused", "first_order"),
-)
+SMALL: dict[str, int | str] = {"channels": 8, "cells": 5, "batch": 16, "image": 16, "pairs": 2}
 
 
 @dataclass(frozen=True)
@@ -49,115 +21,36 @@ class Part:
         rows: measures, and yields a row as soon as it is known.
         words: what it measures, for `--help`.
         sizes: those of `Sizes` in which it differs from the paper's.
-        quick: likewise, with `--quick`.
+        quick: likewise, with `--quick`; None for a part that has no quick form.
+        by_name: whether it runs only when it is named.
+        line_by_line: whether each row is printed as soon as it is known.
     """
 
-    rows: Callable[[Sizes], Iterator[Row]]
+    rows: Callable[[Sizes], Rows]
     words: str
     sizes: Mapping[str, int | str] = field(default_factory=dict)
-    quick: Mapping[str, int | str] = field(default_factory=dict)
+    quick: Mapping[str, int | str] | None = None
+    by_name: bool = False
+    line_by_line: bool = False
 
 
-def search(sizes: Sizes) -> Iterator[Row]:
-    """A search step of both orders, in every form.
-
-    `alpha gradient off by` is the largest relative error at the first three steps of a search of digits, against
-    float64: the effect of rounding.
-    """
-    for order in (1, 2):
-        hypergradient = of_order(order)
-        own = compare({form: search_step(form, sizes, hypergradient) for form in SEARCH_FORMS}, sizes)
-        for row in own:
-            form = row["form"]
-            memory = peak_memory(["--measure", form, "--order", str(order), *size_arguments(sizes)], sizes.device)
-            calls = operator_calls(search_step(form, counted(sizes), hypergradient))
-            # The published form with channels_last rounds as the reference does.
-            ours = {"published": None, "published, channels_last": "reference"}.get(form, form)
-            yield {
-                "order": order,
-                **row,
-                "GB": memory,
-                "operator calls": calls.all,
-                "without views": calls.without_views,
-                "alpha gradient off by": ours and alpha_error(ours, sizes, hypergradient),
-            }
-
-
-def hypergradient(sizes: Sizes) -> Iterator[Row]:
-    """The second-order forms along a search of digits, all at the same points, against the exact product."""
-    search = our_search("fused", sizes, HYPERGRADIENTS["finite_difference"])
-    forms = {form: our_search(form, sizes, HYPERGRADIENTS["finite_difference"]) for form, _ in HYPERGRADIENT_FORMS}
-    batches = digit_batches(sizes)
-    memory = {
-        (form, name): peak_memory(
-            ["--measure", form, "--hypergradient", name, "--order", "2", *size_arguments(sizes)], sizes.device
-        )
-        for form, name in HYPERGRADIENT_FORMS
-    }
-    done = 0
-    for point in (0, sizes.steps, 4 * sizes.steps):
-        for _ in range(point - done):
-            search(next(batches))
-        done = point
-        batch = next(batches)
-        for form in forms.values():
-            form.copy_state(search)
-        steps = {
-            f"{name}, {form}": partial(forms[form].alpha_gradient, batch, HYPERGRADIENTS[name])
-            for form, name in HYPERGRADIENT_FORMS
-        }
-        seconds = in_turn(steps, sizes.pairs, sizes.device)
-        values = {name: step() for name, step in steps.items()}
-        total, correction = values["exact, reference"]
-        for form, name in HYPERGRADIENT_FORMS:
-            own_total, own_correction = values[f"{name}, {form}"]
-            yield {
-                "step": point,
-                "hypergradient": name,
-                "space.impl": form,
-                "seconds": statistics.median(seconds[f"{name}, {form}"]),
-                "GB": memory[form, name],
-                "gradient off by": float((own_total - total).norm() / total.norm()),
-                "gradient cosine": float(F.cosine_similarity(own_total, total, dim=0)),
-                "correction off by": float((own_correction - correction).norm() / correction.norm()),
-                "correction cosine": float(F.cosine_similarity(own_correction, correction, dim=0)),
-            }
-
-
-def retrain(sizes: Sizes) -> Iterator[Row]:
-    """A training step of DARTS_V2."""
-    yield from compare({form: retrain_step(form, sizes) for form in RETRAIN_FORMS}, sizes)
-
-
-def data(sizes: Sizes) -> Iterator[Row]:
-    """Images a second, against a DataLoader with torchvision's transforms for each image."""
-    for row in compare({form: data_step(form, sizes) for form in DATA_FORMS}, sizes):
-        yield {**row, "images a second": round(DATA_BATCHES * sizes.batch / row["seconds"])}
-
-
-def growth(sizes: Sizes) -> Iterator[Row]:
-    """How the time of an order 2 step grows, one size at a time."""
-    for name, values in {
-        "channels": (8, 16, 32),
-        "cells": (5, 8, 11),
-        "batch": (32, 64, 128),
-        "image": (16, 32),
-    }.items():
-        for value in values:
-            own = replace(sizes, **{name: value})
-            seconds = in_turn({"fused": search_step("fused", own, of_order(2))}, sizes.pairs, sizes.device)["fused"]
-            yield {"size": f"{name}={value}", "seconds": statistics.median(seconds)}
-
-
-SMALL: dict[str, int | str] = {"channels": 8, "cells": 5, "batch": 16, "image": 16, "pairs": 2}
 PARTS = {
-    "search": Part(search, "a whole search step of order 1 and 2", quick=SMALL),
-    "hypergradient": Part(hypergradient, "the hypergradients, along a real search", quick={**SMALL, "steps": 5}),
+    "search": Part(comparisons.search, "a whole search step of order 1 and 2", quick=SMALL),
+    "hypergradient": Part(
+        comparisons.hypergradient, "the hypergradients, along a real search", quick={**SMALL, "steps": 5}
+    ),
     "retrain": Part(
-        retrain,
+        comparisons.retrain,
         "a training step of DARTS_V2",
         quick={"retrain_channels": 16, "retrain_cells": 8, "retrain_batch": 32, "pairs": 2},
     ),
-    "data": Part(data, "images per second into the network", quick={"pairs": 2}),
-    "growth": Part(growth, "how a search step grows with each size", quick={**SMALL, "pairs": 1}),
+    "data": Part(comparisons.data, "images per second into the network", quick={"pairs": 2}),
+    "growth": Part(comparisons.growth, "how a search step grows with each size", quick={**SMALL, "pairs": 1}),
+    "gpu": Part(
+        gpu,
+        "all that a GPU can tell in ten minutes",
+        sizes={"device": "cuda"},
+        by_name=True,
+        line_by_line=True,
+    ),
 }

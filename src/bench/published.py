@@ -22,12 +22,22 @@ from src.spaces.relaxed import RelaxedSpace
 Batches = dict[str, tuple[Tensor, Tensor]]  # "weights" and "arch": images (N, 3, H, W) and labels (N,)
 
 
-class PublishedSearch:
-    """The paper's search step, on the plain supernet."""
+def autocast(device: str, precision: str) -> torch.autocast:
+    """Return the context of a precision: `fp32`, or `bf16` for autocast."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
-    def __init__(self, net: RelaxedSpace, order: int) -> None:
+
+class PublishedSearch:
+    """The paper's search step, on the plain supernet.
+
+    Each forward pass has an autocast of its own, in which bf16 computes: one for the whole step would go on with the
+    weights that it cast first, when they have moved since.
+    """
+
+    def __init__(self, net: RelaxedSpace, order: int, precision: str = "fp32") -> None:
         self.net = net
         self.order = order
+        self.precision = precision
         named = list(net.named_parameters())
         self.weights = [p for name, p in named if not name.startswith("alphas.")]
         self.alphas = [p for name, p in named if name.startswith("alphas.")]
@@ -36,7 +46,8 @@ class PublishedSearch:
 
     def loss(self, net: RelaxedSpace, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the loss of a network on a batch."""
-        return F.cross_entropy(net(batch[0]), batch[1])
+        with autocast(batch[0].device.type, self.precision):
+            return F.cross_entropy(net(batch[0]), batch[1])
 
     def __call__(self, batch: Batches) -> None:
         """Step the alphas, then the weights."""

@@ -19,3 +19,8 @@ def text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def line(row: Row) -> str:
+    """Return a row as one line of names and values."""
+    return ", ".join(f"{name} {text(value)}" for name, value in row.items() if value is not None)

@@ -1,0 +1,520 @@
+"""What only a GPU can show: `python -m pytest -m gpu -n 0`. Under three minutes; no data, no command but the last test's."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from commands import FEW, SMALL, read_csv, read_json, start
+from torch import Tensor, nn
+
+from src.bilevel import precision
+from src.bilevel.hypergradient import (
+    Bilevel,
+    Exact,
+    FiniteDifference,
+    FirstOrder,
+    Hypergradient,
+    OneSided,
+    of_order,
+)
+from src.common.errors import Diverged
+from src.data.tasks import Classification
+from src.spaces.choices import LayerChoice
+from src.spaces.cnn.cells import Supernet
+from src.training.search import ALPHAS_PART, WEIGHTS_PART, SearchModule
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
+
+CUDA = torch.device("cuda")
+ACCELERATOR = "gpu"
+CLASSES, SHAPE, BATCH = 10, (3, 16, 16), 16
+PARTS = {ALPHAS_PART, WEIGHTS_PART}
+FORMS: dict[str, type[Supernet]] = {"reference": Supernet}
+if importlib.util.find_spec("src.fast.merged"):
+    FORMS["merged"] = importlib.import_module("src.fast.merged").MergedSupernet
+HYPERGRADIENTS: dict[str, Hypergradient] = {
+    "first_order": FirstOrder(),
+    "finite_difference": FiniteDifference(),
+    "one_sided": OneSided(),
+    "exact": Exact(),
+}
+Batches = list[dict[str, tuple[Tensor, Tensor]]]
+
+
+@pytest.fixture(autouse=True)
+def memory_of_its_own() -> Iterator[None]:
+    """Leave nothing of a test that failed to the next."""
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode(0)
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Use kernels that compute the same bits in every run, where there are such."""
+    filling: Any = torch.utils.deterministic
+    before = torch.backends.cudnn.deterministic, filling.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic, filling.fill_uninitialized_memory = True, False
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic, filling.fill_uninitialized_memory = before
+
+
+def batches(count: int, *, size: int = BATCH, dtype: torch.dtype = torch.float32, seed: int = 7) -> Batches:
+    generator = torch.Generator().manual_seed(seed)
+
+    def one() -> tuple[Tensor, Tensor]:
+        images = torch.randn(size, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
+        return images, torch.randint(CLASSES, (size,), generator=generator)
+
+    return [{"weights": one(), "arch": one()} for _ in range(count)]
+
+
+def on(device: torch.device, data: Batches, dtype: torch.dtype | None = None) -> Batches:
+    return [
+        {half: (inputs.to(device, dtype), targets.to(device)) for half, (inputs, targets) in batch.items()}
+        for batch in data
+    ]
+
+
+def supernet(form: str = "reference", **settings: Any) -> Supernet:
+    arguments: dict[str, Any] = {"channels": 8, "cells": 3, "nodes": 2, "stem_multiplier": 1} | settings
+    return FORMS[form](input_shape=SHAPE, num_classes=CLASSES, **arguments)
+
+
+class WithDropout(nn.Module):
+    """A choice of two layers with dropout between them and the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        size = SHAPE[0] * SHAPE[1] * SHAPE[2]
+        self.layer = LayerChoice({"one": nn.Linear(size, 64), "two": nn.Linear(size, 64)}, key="layer")
+        self.head = nn.Sequential(nn.Tanh(), nn.Dropout(0.5), nn.Linear(64, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x.flatten(1)))
+
+
+class Reading(Classification):
+    """A task whose loss reads a value, always or only while a graph is captured."""
+
+    def __init__(self, *, only_in_a_capture: bool) -> None:
+        super().__init__([str(label) for label in range(CLASSES)])
+        self.only_in_a_capture = only_in_a_capture
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if not self.only_in_a_capture or torch.cuda.is_current_stream_capturing():
+            outputs.detach().sum().item()
+        return super().loss(outputs, targets)
+
+
+def search_of(
+    space: nn.Module, hypergradient: Hypergradient, *, graphs: bool = False, task: Classification | None = None
+) -> SearchModule:
+    torch.manual_seed(1)
+    return SearchModule(
+        space,
+        task=task or Classification([str(label) for label in range(CLASSES)]),
+        hypergradient=hypergradient,
+        weight_optimizer=functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=3e-4, fused=True),
+        alpha_optimizer=functools.partial(torch.optim.Adam, lr=3e-2, betas=(0.5, 0.999), fused=True),
+        weight_scheduler=functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2, eta_min=0.01),
+        graphs=graphs,
+    )
+
+
+class Steps:
+    """A search that is stepped without a trainer."""
+
+    def __init__(
+        self, order: int, *, graphs: bool, form: str = "reference", space: nn.Module | None = None, task: Any = None
+    ) -> None:
+        torch.manual_seed(0)
+        space = supernet(form) if space is None else space
+        self.search = search_of(space, of_order(order), graphs=graphs, task=task).to(CUDA)
+        self.search.train()
+        (self.weights, self.alphas), _ = self.search.configure_optimizers()
+        if graphs:
+            self.search.start_graphs()
+
+    def take(self, data: Batches) -> Steps:
+        for batch in data:
+            self.search.step_alphas(batch, self.weights, self.alphas)
+            self.search.step_weights(batch["weights"], self.weights)
+        self.search.confirm()
+        return self
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.search.net.state_dict().items()}
+
+    @property
+    def replays(self) -> dict[str, int]:
+        return dict(recorded(self.search).replays)
+
+
+def recorded(search: SearchModule) -> Any:
+    """Return the graphs of a search, which must have been recorded without an error."""
+    graphs = search.graphs
+    assert graphs is not None
+    if graphs.why_not is not None:
+        raise AssertionError(graphs.why_not) from graphs.error
+    return graphs
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Return the largest difference, relative to the largest value of its tensor."""
+    assert one.keys() == other.keys()
+    found = 0.0
+    for name, value in one.items():
+        a, b = value.double().cpu(), other[name].double().cpu()
+        if a.numel():
+            found = max(found, float((a - b).abs().max()) / (1e-12 + float(b.abs().max())))
+    return found
+
+
+def assert_same(usual: dict[str, Tensor], again: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Check that a search equals another in every bit, or as closely as that one equals itself when repeated."""
+    spread, error = distance(usual, again), distance(usual, found)
+    print(f"two runs without graphs differ by {spread:.3g}, one with graphs by {error:.3g}")
+    assert error <= 20 * spread, f"{error:.3g} with graphs, {spread:.3g} between two runs without"
+
+
+def relative_error(found: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    difference = torch.cat([(found[name].double().cpu() - right[name].double().cpu()).flatten() for name in right])
+    return float(difference.norm() / torch.cat([value.double().cpu().flatten() for value in right.values()]).norm())
+
+
+# The same functions on a GPU.
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_equals_the_reference_in_float64(form: str) -> None:
+    """Outputs, gradients of all weights and alphas, and running statistics, against the reference on the CPU."""
+    (batch,) = batches(1, dtype=torch.float64)
+    results = []
+    for name, device in (("reference", torch.device("cpu")), (form, CUDA)):
+        torch.manual_seed(0)
+        search = search_of(supernet(name, nodes=3), FirstOrder()).double().to(device).train()
+        inputs, targets = on(device, [batch])[0]["weights"]
+        outputs = search._call_with({}, inputs, search.method.mixing_weights(search.alphas(), {}, search.progress))
+        parameters = search.weights() | search.alphas()
+        gradients = torch.autograd.grad(
+            search.task.loss(outputs, targets), list(parameters.values()), allow_unused=True, materialize_grads=True
+        )
+        buffers = {name: buffer.double() for name, buffer in search.net.named_buffers()}
+        results.append((outputs.detach(), dict(zip(parameters, gradients, strict=True)), buffers))
+    (right, right_gradients, right_buffers), (outputs, gradients, buffers) = results
+    largest = max(float(value.abs().max()) for value in right_gradients.values())
+    scaled = [{n: g.cpu() / largest for n, g in group.items()} for group in (gradients, right_gradients)]
+    assert float((outputs.cpu() - right).abs().max()) < 1e-10
+    assert max(float((scaled[0][n] - scaled[1][n]).abs().max()) for n in right_gradients) < 1e-10
+    assert max(float((buffers[n].cpu() - right_buffers[n]).abs().max()) for n in right_buffers) < 1e-10
+
+
+def gradient_of(
+    hypergradient: Hypergradient, form: str, device: torch.device, dtype: torch.dtype, **settings: Any
+) -> dict[str, Tensor]:
+    """Return the alphas' gradient at the third step of a search, by a hypergradient."""
+    torch.manual_seed(0)
+    search = search_of(supernet(form, **settings), hypergradient).to(dtype).to(device).train()
+    (weights, _), _ = search.configure_optimizers()
+    data = on(device, batches(3, dtype=torch.float64, size=32), dtype)
+    for weight in search.weights().values():  # a velocity, as in mid-search
+        generator = torch.Generator().manual_seed(weight.numel())
+        velocity = 0.01 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        weights.state[weight]["momentum_buffer"] = velocity.to(weight)
+    found = search.alpha_gradients(data[0], {}, weights if hypergradient.unrolls else None)
+    return {name: value.detach().cpu() for name, value in found.total.items()}
+
+
+@functools.cache
+def on_a_cpu(name: str) -> tuple[dict[str, Tensor], float]:
+    """Return a gradient in float64, and the error of the one in float32."""
+    right, rounded = (
+        gradient_of(HYPERGRADIENTS[name], "reference", torch.device("cpu"), dtype)
+        for dtype in (torch.float64, torch.float32)
+    )
+    return right, relative_error(rounded, right)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", HYPERGRADIENTS)
+def test_the_alphas_gradient_is_as_good_as_on_a_cpu(name: str, form: str) -> None:
+    """In float32, against float64 on the CPU. A difference magnifies rounding, on a CPU too."""
+    right, usual = on_a_cpu(name)
+    with precision.full_precision(CUDA.type):
+        error = relative_error(gradient_of(HYPERGRADIENTS[name], form, CUDA, torch.float32), right)
+    print(f"{name}, {form}: error {error:.3g}, on a CPU {usual:.3g}")
+    assert error < 5 * usual + 1e-4
+
+
+@contextlib.contextmanager
+def tf32() -> Iterator[None]:
+    """Allow TF32 in convolutions and matrix products."""
+    before = [(part, name, getattr(part, name)) for part, name, _ in precision._switches()]
+    try:
+        for part, name, off in precision._switches():
+            setattr(part, name, "tf32" if off == "ieee" else True)
+        yield
+    finally:
+        for part, name, value in before:
+            setattr(part, name, value)
+
+
+def test_differences_are_taken_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = torch.randn(32, 64, 16, 16, device=CUDA), torch.randn(64, 64, 1, 1, device=CUDA)
+    exact = nn.functional.conv2d(x.double(), w.double())
+    with tf32():
+        rounding = float((nn.functional.conv2d(x, w) - exact).norm() / exact.norm())
+    if rounding < 1e-5:
+        pytest.skip(f"this GPU computes without TF32 (error of a convolution {rounding:.3g})")
+    settings = {"channels": 16}
+    right = gradient_of(FiniteDifference(), "reference", torch.device("cpu"), torch.float64, **settings)
+    first = gradient_of(FirstOrder(), "reference", CUDA, torch.float64, **settings)
+    errors = []
+    for _ in range(2):
+        with tf32():
+            found = gradient_of(FiniteDifference(), "reference", CUDA, torch.float32, **settings)
+        errors.append(relative_error(found, right))
+        monkeypatch.setattr(Bilevel, "full_precision", lambda self: contextlib.nullcontext())
+    print(f"error {errors[0]:.3g}, {errors[1]:.3g} with TF32; the first order alone {relative_error(first, right):.3g}")
+    assert errors[1] > 2 * errors[0]
+
+
+# Graphs.
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("order", [1, 2])
+def test_twenty_steps_with_graphs_equal_those_without(order: int, form: str, deterministic: None) -> None:
+    data = on(CUDA, batches(20))
+    usual, again, found = (Steps(order, graphs=graphs, form=form).take(data) for graphs in (False, False, True))
+    assert_same(usual.state, again.state, found.state)
+    assert found.replays == dict.fromkeys(PARTS, 17)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_host_waits_in_no_step(order: int, form: str) -> None:
+    steps = Steps(order, graphs=True, form=form)
+    data = on(CUDA, batches(8))
+    steps.take(data[:4])
+    recorded(steps.search)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in data[4:]:
+            steps.search.step_alphas(batch, steps.weights, steps.alphas)
+            steps.search.step_weights(batch["weights"], steps.weights)
+    finally:
+        torch.cuda.set_sync_debug_mode(0)
+    assert steps.replays == dict.fromkeys(PARTS, 5)
+
+
+def test_the_host_waits_in_no_usual_step() -> None:
+    steps = Steps(2, graphs=False)
+    data = on(CUDA, batches(4))
+    steps.take(data[:2])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in data[2:]:
+            steps.search.step_alphas(batch, steps.weights, steps.alphas)
+            steps.search.step_weights(batch["weights"], steps.weights)
+    finally:
+        torch.cuda.set_sync_debug_mode(0)
+
+
+def test_an_odd_batch_runs_as_usual(deterministic: None) -> None:
+    data = on(CUDA, batches(8))
+    data.insert(5, on(CUDA, batches(1, size=BATCH - 3))[0])
+    usual, again, found = (Steps(2, graphs=graphs).take(data) for graphs in (False, False, True))
+    assert_same(usual.state, again.state, found.state)
+    assert found.replays == dict.fromkeys(PARTS, 5)
+
+
+def test_a_search_that_is_restored_in_mid_epoch_is_recorded_anew(deterministic: None) -> None:
+    data = on(CUDA, batches(10))
+    usual, again = (Steps(2, graphs=False).take(data) for _ in range(2))
+    first = Steps(2, graphs=True).take(data[:5])
+    found = Steps(2, graphs=True).take(data[5:])  # it has recordings of its own before it is restored
+    found.search.net.load_state_dict(first.state)
+    found.weights.load_state_dict(copy.deepcopy(first.weights.state_dict()))
+    found.alphas.load_state_dict(copy.deepcopy(first.alphas.state_dict()))
+    found.search._step = 5
+    found.take(data[5:])
+    assert_same(usual.state, again.state, found.state)
+    assert found.replays[ALPHAS_PART] == 2 + 4
+    assert recorded(found.search).records[ALPHAS_PART] == 2
+
+
+def test_each_replay_draws_the_numbers_of_its_step(deterministic: None) -> None:
+    data = on(CUDA, batches(8))
+
+    def steps(order: int, graphs: bool) -> Steps:
+        torch.manual_seed(0)
+        return Steps(order, graphs=graphs, space=WithDropout()).take(data)
+
+    usual, again, found = (steps(1, graphs) for graphs in (False, False, True))
+    assert_same(usual.state, again.state, found.state)
+    assert found.replays == dict.fromkeys(PARTS, 5)
+
+
+def test_several_passes_that_draw_numbers_have_no_graphs(
+    deterministic: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = on(CUDA, batches(6))
+
+    def steps(graphs: bool) -> Steps:
+        torch.manual_seed(0)
+        return Steps(2, graphs=graphs, space=WithDropout()).take(data)
+
+    usual, again, found = (steps(graphs) for graphs in (False, False, True))
+    assert_same(usual.state, again.state, found.state)
+    assert "random numbers in more than one pass" in capsys.readouterr().err
+
+
+def test_memory_stays_that_of_a_step() -> None:
+    data = on(CUDA, batches(8, size=128))
+    peaks = []
+    for graphs in (False, True):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_reserved()
+        steps = Steps(2, graphs=graphs).take(data)
+        peaks.append((torch.cuda.max_memory_reserved() - before) / 2**20)
+        del steps
+    print(f"without graphs {peaks[0]:.0f} MiB, with graphs {peaks[1]:.0f} MiB")
+    assert peaks[1] < 2.5 * peaks[0] + 64
+
+
+# With a trainer.
+
+
+class Watch(L.Callback):
+    """Forbids the host to wait within training steps after the first, and reads what they measured."""
+
+    def __init__(self, strict_from: int) -> None:
+        self.strict_from = strict_from
+        self.times: list[float] = []
+        self.epochs = 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx >= self.strict_from:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        torch.cuda.set_sync_debug_mode(0)
+        self.times.append(float(pl_module.step_values["time/alpha_step"]))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.epochs += 1
+
+
+def fit(order: int, data: Batches, *callbacks: L.Callback, graphs: bool, precision: Any) -> SearchModule:
+    torch.manual_seed(0)
+    search = search_of(supernet(next(reversed(FORMS))), of_order(order), graphs=graphs)
+    trainer = L.Trainer(
+        max_epochs=2,
+        accelerator=ACCELERATOR,
+        devices=1,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+    loader: Any = torch.utils.data.DataLoader(data, batch_size=None)  # pyright: ignore[reportArgumentType]
+    trainer.fit(search, train_dataloaders=loader)
+    return search
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_fit_with_graphs_equals_one_without(precision: str, deterministic: None) -> None:
+    data, states = batches(6), []
+    search = None
+    for graphs in (False, False, True):
+        watch = Watch(strict_from=99)
+        search = fit(2, data, watch, graphs=graphs, precision=precision)
+        metrics = {name: value.detach().reshape(()) for name, value in search.trainer.callback_metrics.items()}
+        states.append({name: value.detach().cpu() for name, value in {**search.net.state_dict(), **metrics}.items()})
+        assert len(watch.times) == 12
+        assert min(watch.times) > 0
+    assert search is not None
+    assert_same(*states)
+    graphs = recorded(search)
+    assert (graphs.records, graphs.replays) == (dict.fromkeys(PARTS, 2), dict.fromkeys(PARTS, 2 * 6 - 2 - 2))
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_host_waits_in_no_step_of_a_trainer(graphs: bool) -> None:
+    """Metrics, Lightning and the check of the step before are part of it."""
+    watch = Watch(strict_from=4)
+    fit(1, batches(6), watch, graphs=graphs, precision="32-true")
+    assert len(watch.times) == 12
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_search_that_diverges_ends_before_anything_is_written_of_it(graphs: bool, step: int) -> None:
+    data, watch = batches(6), Watch(strict_from=99)
+    inputs, targets = data[step]["arch"]
+    data[step]["arch"] = inputs * float("inf"), targets
+    with pytest.raises(Diverged, match=rf"the gradient of the alphas is nan in epoch 0, step {step} "):
+        fit(2, data, watch, graphs=graphs, precision="32-true")
+    assert watch.epochs == 0
+    assert len(watch.times) <= step + 2
+
+
+def test_the_command(tmp_path: Path) -> None:
+    for module in ("hydra", "omegaconf", "wandb"):
+        pytest.importorskip(module)
+    settings = [*SMALL, *FEW, "data=digits", "order=2", "epochs=2", "trainer=gpu", "trainer.limit_train_batches=6"]
+    rows, states = [], []
+    for graphs in ("false", "true"):
+        folder = tmp_path / graphs
+        done = start(
+            "-m", "src.search", *settings, "trainer.limit_val_batches=2", f"graphs={graphs}", f"folder={folder}"
+        )
+        assert done.code == 0, done.err
+        assert "graphs" not in done.err, done.err
+        rows.append(read_csv(folder / "metrics.csv"))
+        states.append(read_json(folder / "result.json")["status"])
+    assert states == ["ok", "ok"]
+    losses = [[float(row["train_loss"]) for row in run] for run in rows]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05), (losses, sys.version)
+
+
+# Last, since a capture that fails may leave CUDA in a state that other tests would suffer from.
+
+
+@pytest.mark.parametrize("only_in_a_capture", [False, True])
+def test_what_cannot_be_recorded_runs_as_usual(
+    only_in_a_capture: bool, deterministic: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = on(CUDA, batches(6))
+    task = Reading(only_in_a_capture=only_in_a_capture)
+    usual, again, found = (Steps(2, graphs=graphs, task=task).take(data) for graphs in (False, False, True))
+    assert_same(usual.state, again.state, found.state)
+    (line,) = capsys.readouterr().err.splitlines()
+    print(line)
+    assert line.startswith("graphs=true: the gradient of the alphas cannot be recorded (")
+    assert line.endswith("); all steps run without graphs")
+    if not only_in_a_capture:
+        assert "the host waits for the GPU at test_gpu.py:" in line

@@ -46,7 +46,7 @@ class _Tape(NoWaiting):
 
     def play(self) -> None:
         """Run all operators again; each writes where it wrote before."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # their casts are operators of the tape
             for func, args, kwargs, made in self.calls:
                 again = tree_leaves(func(*args, **kwargs))
                 for index, tensor in made:

@@ -120,6 +120,13 @@ def test_replayed_steps_equal_usual_ones(hypergradient: Any) -> None:
     assert recorded.graphs.records == dict.fromkeys(PARTS, 2)
 
 
+def test_replayed_steps_in_bfloat16() -> None:
+    data = [{half: (x.float(), y) for half, (x, y) in batch.items()} for batch in batches(STEPS)]
+    usual, recorded = (fit(small(2, recorded=on), data, precision="bf16-mixed") for on in (False, True))
+    assert same(state(usual), state(recorded))
+    assert replays(recorded)[ALPHAS_PART] > 0
+
+
 def test_the_papers_cells() -> None:
     def search(recorded: bool) -> SearchModule:
         torch.manual_seed(0)

@@ -10,7 +10,7 @@ setup(
     package_dir={"src.conf": "conf"},
     package_data={
         "src.conf": ["**/*.yaml"],
-        "src.fast.kernels": ["*.cpp"],
+        "src.fast.kernels": ["*.cpp", "*.h"],
         "src.reports": ["*.jinja", "*.css", "*.js"],
     },
 )

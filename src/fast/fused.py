@@ -45,6 +45,7 @@ from src.fast.branches import (
 )
 from src.fast.known import Known, Memory, is_original, is_unedited, known
 from src.fast.layout import Before, Layout
+from src.fast.whole import Reading, Whole, check_first_order, whole_of
 from src.spaces.cnn.cells import Cell, CellPlan, Supernet
 from src.spaces.cnn.genotypes import NodeEdges
 from src.spaces.cnn.network import GenotypeCell, Network
@@ -146,16 +147,22 @@ class _Form(Layout):
     def __init__(self, cell: nn.Module) -> None:
         super().__init__(cell)
         self.refused: set[tuple[torch.Size, torch.Size]] = set()  # sizes of inputs
+        self.whole: dict[Any, Whole | None] = {}  # by sizes and dtype of inputs; None where it takes several calls
 
     def output(self, before_last: Tensor, last: Tensor) -> Tensor | None:
         """Return the cell's output, or None where the plain form is needed; then nothing was changed."""
         sizes = before_last.shape, last.shape
         if not self.is_usable or sizes in self.refused:
             return None
-        statistics = Statistics()
-        sources = self._sources(last, statistics)
-        if sources is None:
+        rows = [[edge.mixing_weights(last.device) for edge in edges] for edges in self.states]
+        if any(row is None for state in rows for row in state):  # an edge is no sum of all candidates
             return None
+        rows = cast(list[list[Tensor]], rows)
+        output = self._whole(before_last, last, rows)
+        if output is not None:
+            return output
+        statistics = Statistics()
+        sources = self._sources(last.dtype, statistics, rows)
         called = [module for module, known in self.inputs if known is None]
         called += [o for source in sources for b in source.branches if isinstance(b, Called) for o in b.operations]
         before = Before(called)
@@ -177,18 +184,45 @@ class _Form(Layout):
         statistics.update_norms()
         return cast(Tensor, output)
 
-    def _sources(self, like: Tensor, statistics: Statistics) -> list[Source] | None:
-        """Return the sources, one a state with edges; None where an edge is no sum of all candidates."""
+    def _whole(self, before_last: Tensor, last: Tensor, rows: list[list[Tensor]]) -> Tensor | None:
+        """Return the output by one call, or None where it takes several."""
+        dtype, inputs = last.dtype, (before_last, last)
+        key = before_last.shape, last.shape, dtype
+        whole = self.whole.get(key)
+        if key not in self.whole or (whole is not None and not whole.holds()):
+            readings = self._readings(dtype)
+            whole = whole_of(
+                readings, inputs, states_count=4 + self.nodes, outputs=self.nodes, columns=len(self.columns[0])
+            )
+            self.whole[key] = whole
+        if whole is None:
+            return None
+        return whole.output(inputs, torch.stack([row for state in rows for row in state]).to(dtype))
+
+    def _readings(self, dtype: torch.dtype) -> list[Reading]:
+        """Return what reads the states: the two inputs, which preprocessing makes states 2 and 3 of, and the nodes."""
+        readings = [
+            Reading(index, 2 + index, 1, -1, [0], [branch_of([module], [known], dtype)])
+            for index, (module, known) in enumerate(self.inputs)
+        ]
+        row, none = 0, torch.empty(0)
+        for source in self._sources(dtype, Statistics(), [[none] * len(edges) for edges in self.states]):
+            edges = -source.first
+            strides = frozenset(source.strides_of_none)
+            first = 4 + self.nodes - edges
+            readings.append(Reading(len(readings), first, edges, row, source.columns, source.branches, strides))
+            row += edges
+        return readings
+
+    def _sources(self, dtype: torch.dtype, statistics: Statistics, rows: list[list[Tensor]]) -> list[Source]:
+        """Return the sources, one a state with edges."""
         sources = []
-        for edges, columns in zip(self.states, self.columns, strict=True):
-            rows = [edge.mixing_weights(like.device) for edge in edges]
-            if any(row is None for row in rows):
-                return None
+        for columns, row in zip(self.columns, rows, strict=True):
             zeros = [column.zero for column in columns]
             places = [place for place, zero in enumerate(zeros) if zero is None]
-            branches = [branch_of(columns[place].operations, columns[place].known, like.dtype) for place in places]
+            branches = [branch_of(columns[place].operations, columns[place].known, dtype) for place in places]
             strides = {zero for zero in zeros if zero is not None}
-            sources.append(Source(torch.stack(cast(list[Tensor], rows)), places, branches, statistics, strides))
+            sources.append(Source(torch.stack(row), places, branches, statistics, strides))
         return sources
 
 
@@ -335,7 +369,7 @@ class _Graph(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _check_first_order()
+        check_first_order()
         count = len(ctx.sources)
         saved = iter(ctx.saved_tensors)
         rows = [next(saved) for _ in range(count)]
@@ -380,7 +414,7 @@ class _Single(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _check_first_order()
+        check_first_order()
         x, *tensors = ctx.saved_tensors
         ctx.source.give_tensors(iter(tensors))
         state = as_edges(x)
@@ -390,16 +424,6 @@ class _Single(torch.autograd.Function):
             ctx.source.rows, as_edges(grads[0]), state, into=into, add=False, needs_weights=any(needs)
         )
         return None, None if into is None else into[0], *parameter_grads
-
-
-def _check_first_order() -> None:
-    """Raise an error in a backward pass that is to be differentiated itself.
-
-    torch's once_differentiable raises too late: where the second derivative is asked for by torch.autograd.grad, it
-    silently drops the path through the function.
-    """
-    if torch.is_grad_enabled():  # by create_graph=True
-        raise RuntimeError("the fused supernet has no second derivatives; space.impl=reference has")
 
 
 def _by_node(images: Tensor, nodes: int) -> Tensor:

@@ -13,9 +13,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from src.fast import kernels
+from src.fast import fused, kernels
 from src.fast.fused import FusedNetwork, FusedSupernet
 from src.fast.kernels.build import library
+from src.fast.kernels.cells import Graph
 from src.spaces.cnn import modules, operations
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES
@@ -176,18 +177,19 @@ def test_state_dicts_interchange() -> None:
     assert plain.spec == fast.spec
 
 
-def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
-    """Return a list that gets, of each backward pass of a convolution, whether it computes images' and weights' gradients."""
-    asked: list[tuple[bool, bool]] = []
-    backward = kernels.convolve_backward
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[bool], list[bool]]]:
+    """Return a list that gets, of the backward pass of each cell, which inputs' and sources' gradients it computes."""
+    asked: list[tuple[list[bool], list[bool]]] = []
+    backward = Graph.backward
 
-    def noting(*images: Any, **options: Any) -> Any:
-        asked.append((options["needs_images"], options["needs_weights"]))
-        results = backward(*images, **options)
-        assert bool(results[3]) == options["needs_weights"]
+    def noting(*arguments: Any, needs_inputs: list[bool], needs_weights: list[bool]) -> Any:
+        asked.append((list(needs_inputs), list(needs_weights)))
+        results = backward(*arguments, needs_inputs=needs_inputs, needs_weights=needs_weights)
+        assert [grad is not None for grad in results[0]] == asked[-1][0]
+        assert (results[2] is not None) == any(needs_weights)
         return results
 
-    monkeypatch.setattr(kernels, "convolve_backward", noting)
+    monkeypatch.setattr(Graph, "backward", noting)
     return asked
 
 
@@ -198,15 +200,58 @@ def test_alpha_only_pass_computes_no_weight_gradient(monkeypatch: pytest.MonkeyP
     detached = {name: value.detach() for name, value in fast.named_parameters() if not name.startswith("alphas.")}
     alphas = dict(fast.alphas.named_parameters())
     grads = torch.autograd.grad(loss(fast, parameters=detached), list(alphas.values()))
-    assert asked
-    assert not any(weights for _, weights in asked)
+    assert len(asked) == 3
+    assert not any(any(weights) for _, weights in asked)
+    assert asked[-1][0] == [False, False]  # nothing asks for the gradient of the stem
     check_same(
         dict(zip(alphas, grads, strict=True)), {name: expected[f"alphas.{name}"] for name in alphas}, tolerance=1e-12
     )
-    # Nothing asks for the gradient of the stem, so the first cell's two inputs are not gone through.
-    alone = len(asked)
-    gradients(fast)
-    assert len(asked) > 2 * alone
+
+
+def test_a_cell_of_fast_operations_is_one_call_forward_and_one_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fast = pair()
+    called: list[str] = []
+    call = Graph._call
+    monkeypatch.setattr(Graph, "_call", lambda self, name, *values: (called.append(name), call(self, name, *values))[1])
+    monkeypatch.setattr(fused._Graph, "apply", None)
+    for _ in range(2):
+        called.clear()
+        gradients(fast)
+        assert called == ["forward"] * 3 + ["backward"] * 3
+
+
+@pytest.mark.parametrize("count", [3, 8, 11])
+def test_batches_that_fill_no_vector(count: int) -> None:
+    """Vectors have eight images in float32; sums must leave out the others."""
+    plain, fast = relaxed(Supernet), relaxed(FusedSupernet, dtype=torch.float32)
+    fast.load_state_dict(plain.state_dict())
+    images = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    results = []
+    for net in (fast, plain):
+        value = net(images.to(next(net.parameters()).dtype)).square().sum()
+        names, parameters = zip(*net.named_parameters(), strict=True)
+        grads = torch.autograd.grad(value, parameters, allow_unused=True)
+        results.append(dict(zip(names, grads, strict=True)))
+        results.append({name: value for name, value in net.named_buffers() if "tracked" not in name})
+    check_same(results[0], results[2], tolerance=1e-3)
+    check_same(results[1], results[3], tolerance=1e-4)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            net = relaxed(FusedSupernet, dtype=torch.float32)
+            images = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+            output = net(images)
+            # torch's own convolution, of the stem, has no such gradient.
+            parameters = [value for name, value in net.named_parameters() if not name.startswith("space.stem.0")]
+            results.append([output, *torch.autograd.grad(output.square().sum(), parameters), *net.buffers()])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_weight_only_pass() -> None:

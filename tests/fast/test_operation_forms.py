@@ -815,7 +815,7 @@ OPERATIONS = st.builds(
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(
     own=st.lists(OPERATIONS, min_size=1, max_size=3),
-    size=st.tuples(st.integers(1, 3), SIDES, SIDES),
+    size=st.tuples(st.sampled_from([1, 2, 3, 5]), SIDES, SIDES),
     kind=st.sampled_from(["normal", "reduce"]),
     channels=st.integers(2, 5),
     nodes=st.integers(1, 2),

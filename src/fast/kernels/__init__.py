@@ -24,7 +24,7 @@ from src.fast.kernels.build import library
 SUMS = torch.float64
 LONGEST_SIDE = 2**24  # pixels, padding included: products of sizes stay far below 2**63
 
-_SUFFIXES = {torch.float32: "float32", torch.float64: "float64"}
+SUFFIXES = {torch.float32: "float32", torch.float64: "float64"}
 
 _enabled = True
 
@@ -51,7 +51,7 @@ def fit(images: Tensor) -> bool:
     return (
         type(images) in (Tensor, nn.Parameter)
         and images.is_cpu
-        and images.dtype in _SUFFIXES
+        and images.dtype in SUFFIXES
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
         and _enabled
@@ -254,7 +254,7 @@ def empty(shape: Sequence[int], *, like: Tensor) -> Tensor:
 
 def _check(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raise a ValueError unless a tensor is of this shape, with no dimension of 0, and of this dtype, in memory."""
-    if tensor.shape != shape or tensor.dtype is not dtype or dtype not in _SUFFIXES or not tensor.is_cpu or 0 in shape:
+    if tensor.shape != shape or tensor.dtype is not dtype or dtype not in SUFFIXES or not tensor.is_cpu or 0 in shape:
         raise ValueError(
             f"{name} must be {tuple(shape)}, without 0, {dtype} (float32 or float64) on a CPU, "
             f"got {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
@@ -402,5 +402,5 @@ def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
         else argument
         for argument in arguments
     ]
-    if getattr(loaded, f"{name}_{_SUFFIXES[dtype]}")(*values, torch.get_num_threads()):
+    if getattr(loaded, f"{name}_{SUFFIXES[dtype]}")(*values, torch.get_num_threads()):
         raise MemoryError(f"no memory for the scratch images of kernel {name}")

@@ -1,4 +1,4 @@
-"""The shared library of kernels.cpp: built by the machine's compiler on first use, which takes seconds, and cached."""
+"""The shared library of kernels.cpp and cells.cpp: built by the machine's compiler on first use, which takes seconds, and cached."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "cells.cpp"))
+HEADERS = (Path(__file__).with_name("vectors.h"),)
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 
@@ -39,7 +40,9 @@ def built() -> Path:
     if compiler is None:
         raise OSError(f"no C++ compiler found (CXX, {', '.join(COMPILERS)})")
     command = [*compiler.split(), *FLAGS]
-    key = hashlib.sha256(repr((command, SOURCE.read_bytes(), _cpu())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        repr((command, [file.read_bytes() for file in (*SOURCES, *HEADERS)], _cpu())).encode()
+    ).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darts-template"
     path = folder / f"kernels-{key}.so"
     if not path.exists():
@@ -47,7 +50,7 @@ def built() -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             target = Path(temporary, path.name)
             done = subprocess.run(
-                [*command, str(SOURCE), "-o", str(target)], check=False, capture_output=True, text=True
+                [*command, *map(str, SOURCES), "-o", str(target)], check=False, capture_output=True, text=True
             )
             if done.returncode:
                 first = next((line for line in done.stderr.splitlines() if "error" in line), f"exit {done.returncode}")

@@ -21,6 +21,7 @@ _WORDS = {
     "candidates": "candidate operations",
     "operations": "modules with own operations",
     "checkpoint_minutes": "minutes between checkpoints",
+    "graphs": "CUDA graphs",
     "order": "order of the hypergradient",
     "weights": "network weights",
     "impl": "implementation",

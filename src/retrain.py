@@ -84,6 +84,7 @@ def build_module(config: DictConfig, data: DataModule, network: nn.Module) -> Re
         scheduler=build_schedule(config.optimizer.schedule),
         gradient_clip=config.optimizer.gradient_clip,
         seed=config.seed,
+        graphs=config.get("graphs", False),  # older runs have saved no such setting
         **fit(RetrainModule, "space", training),
     )
 

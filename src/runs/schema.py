@@ -81,6 +81,7 @@ class RetrainConfig:
     resume: str | None = None
     plan: bool = False
     checkpoint_minutes: float | None = MISSING
+    graphs: bool = False
     sweep: Sweep = field(default_factory=Sweep)
     data: Any = MISSING
     space: Any = MISSING

@@ -77,7 +77,7 @@ class Graphs:
         self.records = Counter[str]()
         self._seen = {part: Counter[Hashable]() for part in parts}
         self._recordings: dict[str, _Recording] = {}
-        self._complaints: dict[str, str | None] = {}
+        self._complaints: dict[Hashable, str | None] = {}
         self._is_recording = False
         self._passes = 0
 
@@ -115,8 +115,9 @@ class Graphs:
             self.replays[part] += 1
             return recording.result
         if seen[sizes] <= WARM_UP or seen[sizes] < max(seen.values()):
-            return self._warm(part, partial(program, *arguments), leaves[0].device)
-        complaint = self._complaints.get(part)
+            result, self._complaints[part, sizes] = self._warm(partial(program, *arguments), leaves[0].device)
+            return result
+        complaint = self._complaints.get((part, sizes))
         if complaint is None:
             try:
                 return self._record(part, program, leaves, tree, key)
@@ -129,15 +130,15 @@ class Graphs:
         print(f"graphs=true: {self.why_not}; all steps run without graphs", file=sys.stderr)
         return program(*arguments)
 
-    def _warm(self, part: str, program: Callable[[], Result], device: torch.device) -> Result:
+    def _warm(self, program: Callable[[], Result], device: torch.device) -> tuple[Result, str | None]:
+        """Run a program as usual; return its result and a reason why it cannot be recorded, or None."""
         before, self._passes = _random_states(device), 0
         result, complaint = self.recorder.warm(program)
         drawn = [name for name, state in _random_states(device).items() if not torch.equal(state, before[name])]
         if drawn and (self._passes > 1 or drawn != [device.type]):
             # Each pass of a step draws the same numbers, which a recording could not repeat.
             complaint = complaint or "it draws random numbers in more than one pass, or on the CPU"
-        self._complaints[part] = complaint
-        return result
+        return result, complaint
 
     def _record(
         self, part: str, program: Callable[..., Result], leaves: Sequence[Tensor], tree: Any, key: Hashable

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, SupportsFloat, cast
 
 import lightning as L
@@ -15,8 +17,10 @@ from src.common import processes
 from src.common.errors import Diverged, must_be
 from src.common.seeding import seed_step
 from src.data.tasks import Task
+from src.training.graphs import CudaGraphs, Graphs
 
 CHECKPOINT_FORMAT = 1
+WEIGHTS_PART = "weights"  # of a step: what `Graphs` records
 Batch = tuple[Tensor, Tensor]  # inputs (N, ...), targets (N, ...)
 _UNREAD = 2  # checks of gradients on a GPU whose values the host has not read yet: those of one search step
 
@@ -73,6 +77,11 @@ class TrainingModule(L.LightningModule):
         training_means: names of further means over a training epoch.
         gradient_clip: largest norm of the weights' gradient.
         seed: of the run.
+        graphs: whether gradients are recorded and replayed as CUDA graphs, where that can be done.
+
+    Attributes:
+        graphs: the recordings, or None if there are none.
+        parts: the names of what is recorded, in the order of a step.
     """
 
     def __init__(
@@ -84,6 +93,7 @@ class TrainingModule(L.LightningModule):
         training_means: Iterable[str] = (),
         gradient_clip: float,
         seed: int,
+        graphs: bool = False,
     ) -> None:
         super().__init__()
         if gradient_clip <= 0:
@@ -105,6 +115,9 @@ class TrainingModule(L.LightningModule):
             str, Tensor | SupportsFloat
         ] = {}  # what the latest step measured on this process, for loggers
         self.step_samples = 0
+        self.graphs: Graphs | None = None
+        self.parts: tuple[str, ...] = (WEIGHTS_PART,)
+        self._wants_graphs = graphs
         self._step = 0  # of the epoch
         self._epochs = 1
         self._optimizers: list[torch.optim.Optimizer] = []
@@ -135,6 +148,55 @@ class TrainingModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Remember how many epochs the run has."""
         self._epochs = self.trainer.max_epochs or 1
+        if self._wants_graphs and self.graphs is None:
+            self.start_graphs()
+
+    def start_graphs(self) -> None:
+        """Record the gradients of the steps that follow; where that cannot be done, say so in one line."""
+        why_not = self.no_graphs()
+        if why_not is None:
+            self.graphs = Graphs(CudaGraphs(self.device), self.parts)
+        elif processes.rank() == 0:
+            print(f"graphs=true: {why_not}; all steps run without graphs", file=sys.stderr)
+
+    def no_graphs(self) -> str | None:
+        """Return why there are no graphs for this module, or None."""
+        if self.device.type != "cuda":
+            return f"CUDA graphs need a GPU, this run is on {self.device.type}"
+        if processes.world_size() > 1:
+            return f"CUDA graphs need one process, this run has {processes.world_size()}"
+        return None
+
+    def _recorded(self, part: str, program: Callable[..., Any], *arguments: Any, frozen: Hashable) -> Any:
+        """Return `program(*arguments)`, from a recording if there are any.
+
+        `frozen` is what the program depends on besides its arguments, the network, and the epoch.
+        """
+        if self.graphs is None:
+            return program(*arguments)
+        self.seed_pass()
+        return self.graphs.run(part, program, *arguments, frozen=(self._frozen(), frozen))
+
+    def _frozen(self) -> Hashable:
+        """Return what every recording holds: numbers, flags, and the addresses of the network's tensors."""
+        tensors = (group[key] for group, key in self._tensor_places if group[key] is not None)
+        kind = self.device.type
+        return (
+            (self.current_epoch, self._epochs, self.gradient_clip),
+            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)),
+            tuple(module.training for module in self._net_modules),
+            tuple(map(Tensor.data_ptr, tensors)),
+        )
+
+    @cached_property
+    def _net_modules(self) -> list[nn.Module]:
+        return list(self.net.modules())
+
+    @cached_property
+    def _tensor_places(self) -> list[tuple[dict[str, Any], str]]:
+        """Where the network keeps its parameters and buffers."""
+        groups = (group for module in self._net_modules for group in (module._parameters, module._buffers))
+        return [(group, key) for group in groups for key in group]
 
     def on_train_start(self) -> None:
         """Let a schedule that a checkpoint restored end with the epochs that this run was told."""
@@ -157,8 +219,12 @@ class TrainingModule(L.LightningModule):
         self.seed_pass()
 
     def seed_pass(self) -> None:
-        """Seed PyTorch's generators for this step: each pass of a step that calls it draws the same numbers."""
-        seed_step(self.seed, self.current_epoch, self._step, self.global_rank)
+        """Seed PyTorch's generators for this step: each pass of a step that calls it draws the same numbers.
+
+        A pass that is being recorded has been seeded before.
+        """
+        if self.graphs is None or self.graphs.begin_pass():
+            seed_step(self.seed, self.current_epoch, self._step, self.global_rank)
 
     def average_step(self, weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the gradients' means over the processes; the running statistics become theirs, in the same message.

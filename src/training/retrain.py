@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from src.common.errors import must_be
 from src.data.tasks import Task
-from src.training.module import Batch, TrainingModule, channels_last, set_gradients
+from src.training.module import WEIGHTS_PART, Batch, TrainingModule, channels_last, set_gradients
 from src.training.search import OptimizerFactory, SchedulerFactory
+
+
+class RetrainStep(NamedTuple):
+    """What a step computes: the loss, the one with the auxiliary head's share, the outputs, and gradients if recorded."""
+
+    loss: Tensor
+    total: Tensor
+    outputs: Tensor
+    gradients: list[Tensor | None] | None = None
 
 
 class RetrainModule(TrainingModule):
@@ -31,6 +40,7 @@ class RetrainModule(TrainingModule):
         auxiliary_weight: float = 0.4,
         drop_path: float = 0.0,
         seed: int = 0,
+        graphs: bool = False,
     ) -> None:
         for name, value, highest in (("auxiliary_weight", auxiliary_weight, 1e6), ("drop_path", drop_path, 0.999)):
             if not 0 <= value <= highest:
@@ -43,12 +53,14 @@ class RetrainModule(TrainingModule):
             splits=("train", "val", "test"),
             gradient_clip=gradient_clip,
             seed=seed,
+            graphs=graphs,
         )
         self.auxiliary_weight = auxiliary_weight
         self.drop_path = drop_path
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._loss = torch.zeros(())
+        self._gradients: list[Tensor | None] | None = None  # of a step that was recorded
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser with its schedule, stepped once an epoch."""
@@ -74,17 +86,44 @@ class RetrainModule(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss, the auxiliary head's share included, and the task's score."""
+        if self.graphs is None:
+            found = self.losses(batch)
+        else:
+            found = self._recorded(WEIGHTS_PART, self.gradients, batch, frozen=getattr(self.net, "drop_path", None))
+        self._gradients = found.gradients
+        _, targets = batch
+        loss, outputs = found.loss.detach(), found.outputs.detach()
+        self.measure("train", loss, outputs, targets)
+        score = self.task.score(outputs, targets)
+        self.step_values = {"step/train_loss": loss, f"step/train_{self.task.metric}": score}
+        self.step_samples = len(targets)
+        self._loss = found.total.detach()
+        return {"loss": found.total, self.task.metric: score}
+
+    def losses(self, batch: Batch) -> RetrainStep:
+        """Return the losses on a batch, and the outputs."""
         inputs, targets = batch
         outputs, auxiliary = self(inputs)
-        loss = self.task.loss(outputs, targets)
-        self.measure("train", loss.detach(), outputs.detach(), targets)
-        score = self.task.score(outputs.detach(), targets)
-        self.step_values = {"step/train_loss": loss.detach(), f"step/train_{self.task.metric}": score}
-        self.step_samples = len(targets)
+        loss = total = self.task.loss(outputs, targets)
         if auxiliary is not None:
-            loss = loss + self.auxiliary_weight * self.task.loss(auxiliary, targets)
-        self._loss = loss.detach()
-        return {"loss": loss, self.task.metric: score}
+            total = loss + self.auxiliary_weight * self.task.loss(auxiliary, targets)
+        return RetrainStep(loss, total, outputs)
+
+    def gradients(self, batch: Batch) -> RetrainStep:
+        """Return the losses on a batch, the outputs and the gradients, which are set, too."""
+        found = self.losses(batch)
+        weights = list(self.net.parameters())
+        set_gradients(weights, torch.autograd.grad(found.total, weights, allow_unused=True))
+        gradients = [weight.grad for weight in weights]
+        return RetrainStep(found.loss.detach(), found.total.detach(), found.outputs.detach(), gradients)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Differentiate the loss, unless a recording has done so."""
+        if self._gradients is None:
+            super().backward(loss, *args, **kwargs)
+            return
+        for weight, gradient in zip(self.net.parameters(), self._gradients, strict=True):
+            weight.grad = gradient
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map inputs (N, ...) to the network's outputs and an auxiliary head's or None."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cached_property
-from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,14 +20,13 @@ from src.methods.method import Method
 from src.methods.schedules import Progress
 from src.spaces.relaxed import WEIGHTS, RelaxedSpace
 from src.training.clock import between, mark
-from src.training.graphs import CudaGraphs, Graphs
-from src.training.module import Batch, TrainingModule, channels_last, set_gradients, start_momentum
+from src.training.module import WEIGHTS_PART, Batch, TrainingModule, channels_last, set_gradients, start_momentum
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
-ALPHAS_PART, WEIGHTS_PART = "alphas", "weights"  # of a step, in this order: what `Graphs` records
+ALPHAS_PART = "alphas"  # of a step, before that of the weights
 
 
 class AlphaStep(NamedTuple):
@@ -69,9 +66,6 @@ class SearchModule(TrainingModule):
     A batch is {"weights": (inputs, targets), "arch": (inputs, targets)} from the two halves of the train split. What
     differs between methods is in `method`; the step below is the same for all.
 
-    With `graphs`, the gradients of a step are recorded and replayed as CUDA graphs, where that can be done: in one process
-    on a GPU, with a method that does not choose operations on the host.
-
     Raises:
         ConfigError: the method does not go with the hypergradient or the space.
     """
@@ -99,14 +93,14 @@ class SearchModule(TrainingModule):
             training_means=("arch_loss", "hypergradient_norm", "correction_ratio"),
             gradient_clip=gradient_clip,
             seed=seed,
+            graphs=graphs,
         )
         self.net: RelaxedSpace
         self.automatic_optimization = False
+        self.parts = (ALPHAS_PART, WEIGHTS_PART)
         self.hypergradient = hypergradient
         self.method = method
         self.step_gradient: AlphaGradient | None = None  # of the latest step; None while the alphas are frozen
-        self.graphs: Graphs | None = None
-        self._wants_graphs = graphs
         self._alpha_values: Tensors = {}
         self._weight_optimizer = weight_optimizer
         self._alpha_optimizer = alpha_optimizer
@@ -149,10 +143,6 @@ class SearchModule(TrainingModule):
         ]
 
     @cached_property
-    def _modules_of_net(self) -> list[nn.Module]:
-        return list(self.net.modules())
-
-    @cached_property
     def _places(self) -> dict[str, list[tuple[dict[str, Any], str]]]:
         """Where the module keeps each weight, alpha and buffer, by name; a tied weight has several places."""
         names = {id(parameter): name for group in self._parameters_by_name for name, parameter in group.items()}
@@ -192,22 +182,12 @@ class SearchModule(TrainingModule):
         """Refuse a precision in which the hypergradient would be wrong."""
         super().on_fit_start()
         check_precision(self.trainer.precision)
-        if self._wants_graphs and self.graphs is None:
-            self.start_graphs()
 
-    def start_graphs(self) -> None:
-        """Record the gradients of the steps that follow; where that cannot be done, say so in one line."""
-        why_not = None
-        if self.device.type != "cuda":
-            why_not = f"CUDA graphs need a GPU, this run is on {self.device.type}"
-        elif processes.world_size() > 1:
-            why_not = f"CUDA graphs need one process, this run has {processes.world_size()}"
-        elif self.method.relaxation.one_path:
-            why_not = f"{type(self.method.relaxation).__name__} chooses operations on the host in every step"
-        if why_not is None:
-            self.graphs = Graphs(CudaGraphs(self.device), (ALPHAS_PART, WEIGHTS_PART))
-        elif processes.rank() == 0:
-            print(f"graphs=true: {why_not}; all steps run without graphs", file=sys.stderr)
+    def no_graphs(self) -> str | None:
+        """Return why there are no graphs for this search, or None."""
+        if self.method.relaxation.one_path:
+            return f"{type(self.method.relaxation).__name__} chooses operations on the host in every step"
+        return super().no_graphs()
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> dict[str, Tensor]:
         """Step the alphas on the arch batch, then the weights on the weight batch, with the new alphas.
@@ -252,7 +232,7 @@ class SearchModule(TrainingModule):
             lambda batch, noise: self.alpha_gradients(batch, noise, unrolled),
             {name: batch[name] for name in ("weights", "arch")},
             self._noise(),
-            optimizer=unrolled,
+            frozen=(self._of_method, None if unrolled is None else self._unrolled(unrolled)),
         )
         self.check_finite("alphas", found.length, found.arch_loss)
         set_gradients(alphas.values(), (found.stepped[name] for name in alphas))
@@ -317,7 +297,7 @@ class SearchModule(TrainingModule):
     def step_weights(self, batch: Batch, weight_optimizer: Any) -> tuple[Tensor, Tensor]:
         """Step the weights along their clipped gradient, and return the loss and the outputs before the step."""
         mixing = self._weights_step_mixing(batch)
-        found = self._recorded(WEIGHTS_PART, self.weight_gradients, batch, mixing)
+        found = self._recorded(WEIGHTS_PART, self.weight_gradients, batch, mixing, frozen=self._of_method)
         for weight, gradient in zip(self.weights().values(), found.gradients, strict=True):
             weight.grad = gradient
         self.check_finite("weights", found.length, found.loss)
@@ -341,42 +321,16 @@ class SearchModule(TrainingModule):
         length = nn.utils.clip_grad_norm_(weights, self.gradient_clip)
         return WeightStep([weight.grad for weight in weights], length, loss.detach(), outputs.detach())
 
-    def _recorded(
-        self, part: str, program: Callable[..., Any], *arguments: Any, optimizer: torch.optim.Optimizer | None = None
-    ) -> Any:
-        """Return `program(*arguments)`, from a recording if there are any; `optimizer` is what it unrolls."""
-        if self.graphs is None:
-            return program(*arguments)
-        self.seed_pass()
-        return self.graphs.run(part, program, *arguments, frozen=self._frozen(optimizer))
+    @property
+    def _of_method(self) -> Hashable:
+        return id(self.method), id(self.hypergradient)
 
-    def _frozen(self, optimizer: torch.optim.Optimizer | None) -> Hashable:
-        """Return what a recording holds besides its arguments: numbers, flags, and the addresses of all tensors."""
-        numbers: tuple[Hashable, ...] = ()
-        velocity: list[Tensor] = []
-        if optimizer is not None:
-            group = optimizer.param_groups[0]
-            numbers = tuple(value for value in group.values() if isinstance(value, int | float | bool | None))
-            states = (optimizer.state.get(weight, {}) for weight in self.weights().values())
-            velocity = [state["momentum_buffer"] for state in states if state.get("momentum_buffer") is not None]
-        buffers = (cast(Tensor, module._buffers[key]) for _, module, key in self._buffers_by_name)
-        kind = self.device.type
-        return (
-            self.progress,
-            id(self.method),
-            id(self.hypergradient),
-            self.gradient_clip,
-            numbers,
-            torch.is_autocast_enabled(kind),
-            torch.get_autocast_dtype(kind),
-            tuple(module.training for module in self._modules_of_net),
-            tuple(map(Tensor.data_ptr, chain(self.weights().values(), self.alphas().values(), buffers, velocity))),
-        )
-
-    def seed_pass(self) -> None:
-        """Seed PyTorch's generators for this step, unless the pass is being recorded."""
-        if self.graphs is None or self.graphs.begin_pass():
-            super().seed_pass()
+    def _unrolled(self, optimizer: torch.optim.Optimizer) -> Hashable:
+        """Return what a recording holds of an optimiser whose step is unrolled: numbers, and where its momentum is."""
+        numbers = [value for value in optimizer.param_groups[0].values() if isinstance(value, int | float | None)]
+        states = (optimizer.state.get(weight, {}) for weight in self.weights().values())
+        velocity = [state["momentum_buffer"] for state in states if state.get("momentum_buffer") is not None]
+        return tuple(numbers), tuple(map(Tensor.data_ptr, velocity))
 
     @property
     def progress(self) -> Progress:

@@ -36,7 +36,11 @@ from src.common.errors import Diverged
 from src.data.tasks import Classification
 from src.spaces.choices import LayerChoice
 from src.spaces.cnn.cells import Supernet
-from src.training.search import ALPHAS_PART, WEIGHTS_PART, SearchModule
+from src.spaces.cnn.genotypes import NAMED_GENOTYPES
+from src.spaces.cnn.network import Network
+from src.training.module import WEIGHTS_PART
+from src.training.retrain import RetrainModule
+from src.training.search import ALPHAS_PART, SearchModule
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
 
@@ -172,7 +176,7 @@ class Steps:
         return dict(recorded(self.search).replays)
 
 
-def recorded(search: SearchModule) -> Any:
+def recorded(search: Any) -> Any:
     """Return the graphs of a search, which must have been recorded without an error."""
     graphs = search.graphs
     assert graphs is not None
@@ -432,6 +436,10 @@ class Watch(L.Callback):
 def fit(order: int, data: Batches, *callbacks: L.Callback, graphs: bool, precision: Any) -> SearchModule:
     torch.manual_seed(0)
     search = search_of(supernet(next(reversed(FORMS))), of_order(order), graphs=graphs)
+    return fit_module(search, data, *callbacks, precision=precision)
+
+
+def fit_module(module: Any, data: list[Any], *callbacks: L.Callback, precision: Any) -> Any:
     trainer = L.Trainer(
         max_epochs=2,
         accelerator=ACCELERATOR,
@@ -444,8 +452,8 @@ def fit(order: int, data: Batches, *callbacks: L.Callback, graphs: bool, precisi
         callbacks=list(callbacks),
     )
     loader: Any = torch.utils.data.DataLoader(data, batch_size=None)  # pyright: ignore[reportArgumentType]
-    trainer.fit(search, train_dataloaders=loader)
-    return search
+    trainer.fit(module, train_dataloaders=loader)
+    return module
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -483,6 +491,30 @@ def test_a_search_that_diverges_ends_before_anything_is_written_of_it(graphs: bo
         fit(2, data, watch, graphs=graphs, precision="32-true")
     assert watch.epochs == 0
     assert len(watch.times) <= step + 2
+
+
+def test_a_retrain_with_graphs_equals_one_without(deterministic: None) -> None:
+    """Drop path draws on the GPU."""
+    states = []
+    for graphs in (False, False, True):
+        torch.manual_seed(0)
+        architecture = NAMED_GENOTYPES["DARTS_V2"].to_architecture()
+        network = Network(
+            input_shape=SHAPE, num_classes=CLASSES, channels=8, cells=3, architecture=architecture, auxiliary=False
+        )
+        module = RetrainModule(
+            network,
+            task=Classification([str(label) for label in range(CLASSES)]),
+            optimizer=functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9, fused=True),
+            scheduler=functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2),
+            drop_path=0.3,
+            graphs=graphs,
+        )
+        trained = fit_module(module, [batch["weights"] for batch in batches(6)], precision="32-true")
+        states.append({name: value.detach().cpu() for name, value in trained.net.state_dict().items()})
+        if graphs:
+            assert recorded(trained).replays == {WEIGHTS_PART: 2 * 6 - 2 - 2}
+    assert_same(*states)
 
 
 def test_the_command(tmp_path: Path) -> None:

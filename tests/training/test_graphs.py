@@ -28,7 +28,8 @@ from src.spaces.choices import LayerChoice
 from src.spaces.cnn.cells import Supernet
 from src.training import graphs
 from src.training.graphs import WARM_UP, Graphs
-from src.training.search import ALPHAS_PART, WEIGHTS_PART, SearchModule
+from src.training.module import WEIGHTS_PART
+from src.training.search import ALPHAS_PART, SearchModule
 
 PARTS = (ALPHAS_PART, WEIGHTS_PART)
 STEPS = 5  # of an epoch
@@ -161,7 +162,8 @@ def _stale_arguments(patch: pytest.MonkeyPatch) -> None:
 
 
 def _nothing_frozen(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SearchModule, "_frozen", lambda self, optimizer: None)
+    patch.setattr(SearchModule, "_frozen", lambda self: None)
+    patch.setattr(SearchModule, "_unrolled", lambda self, optimizer: None)
 
 
 def _a_recording_before_there_is_momentum(patch: pytest.MonkeyPatch) -> None:

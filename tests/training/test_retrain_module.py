@@ -12,10 +12,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from taped import Taped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.data.tasks import Classification
+from src.training.graphs import WARM_UP, Graphs
+from src.training.module import WEIGHTS_PART
 from src.training.retrain import RetrainModule
 
 CLASSES, SIZE = 3, 2 * 4 * 4
@@ -256,3 +259,19 @@ def test_validation_is_measured_where_there_is_a_split() -> None:
 def test_values_out_of_range(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         retrain_module(network(), **change)
+
+
+@pytest.mark.parametrize("kind", [TwoHeads, OneHead])
+def test_replayed_steps_equal_usual_ones(kind: type[TwoHeads]) -> None:
+    """Each epoch has its own drop-path probability, and each step the random numbers of its place."""
+    data = batches(6, 6, 6, 6)
+    usual, recorded = (retrain_module(network(kind, dropout=0.5)) for _ in range(2))
+    recorded.graphs = Graphs(Taped(), recorded.parts)
+    one, other = (fit(module, data) for module in (usual, recorded))
+    states = [
+        {**module.net.state_dict(), **trainer.callback_metrics} for module, trainer in ((usual, one), (recorded, other))
+    ]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert recorded.graphs.records == {WEIGHTS_PART: 3}
+    assert recorded.graphs.replays == {WEIGHTS_PART: 3 * 4 - WARM_UP - 3}

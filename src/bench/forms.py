@@ -58,7 +58,8 @@ class Sizes:
         batch: images in a search batch.
         image: side of an image.
         pairs: turns that count.
-        steps: search steps to the second point of `hypergradient`, a quarter of those to the third.
+        steps: search steps to the second point of `hypergradient` and `difference`.
+        seeds: searches of which `difference` takes medians.
         retrain_channels: of the retrain network.
         retrain_cells: of the retrain network.
         retrain_batch: images in a retrain batch.
@@ -73,6 +74,7 @@ class Sizes:
     image: int = 32
     pairs: int = 5
     steps: int = 20
+    seeds: int = 3
     retrain_channels: int = 36
     retrain_cells: int = 20
     retrain_batch: int = 96

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from src.bench import comparisons
+from src.bench.difference import difference
 from src.bench.forms import Sizes
 from src.bench.gpu import gpu
 from src.bench.measuring import Rows
@@ -46,6 +47,12 @@ PARTS = {
     ),
     "data": Part(comparisons.data, "images per second into the network", quick={"pairs": 2}),
     "growth": Part(comparisons.growth, "how a search step grows with each size", quick={**SMALL, "pairs": 1}),
+    "difference": Part(
+        difference,
+        "why the finite difference is poor, by epsilon, along a search",
+        sizes={"channels": 4, "cells": 3, "batch": 32, "image": 8},
+        by_name=True,
+    ),
     "gpu": Part(
         gpu,
         "all that a GPU can tell in ten minutes",

@@ -133,7 +133,7 @@ def _text(sizes: Sizes) -> str:
     paper = Sizes()
     own = {f.name: getattr(sizes, f.name) for f in fields(Sizes) if f.name not in ("device", "precision")}
     changed = [f"{name} {value}" for name, value in own.items() if value != getattr(paper, name)]
-    return f"{sizes.precision}, medians of {sizes.pairs}; " + (", ".join(changed) or "the paper's sizes")
+    return f"{sizes.precision}, " + (", ".join(changed) or "the paper's sizes")
 
 
 def _machine(device: str) -> str:

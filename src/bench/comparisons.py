@@ -6,6 +6,7 @@ import statistics
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch.nn import functional as F
 
 from src.bench.forms import (
@@ -110,6 +111,20 @@ def data(sizes: Sizes) -> Rows:
     """Images a second, against a DataLoader with torchvision's transforms for each image."""
     for row in compare({form: data_step(form, sizes) for form in DATA_FORMS}, sizes):
         yield {**row, "images a second": round(DATA_BATCHES * sizes.batch / row["seconds"])}
+
+
+def demo(sizes: Sizes) -> Rows:
+    """A search step of both orders at the demo's size, with one thread and with two."""
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for order in (1, 2):
+                steps = {form: search_step(form, sizes, of_order(order)) for form in SEARCH_FORMS}
+                for row in compare(steps, sizes):
+                    yield {"threads": threads, "order": order, **row}
+    finally:
+        torch.set_num_threads(before)
 
 
 def growth(sizes: Sizes) -> Rows:

@@ -47,6 +47,12 @@ PARTS = {
     ),
     "data": Part(comparisons.data, "images per second into the network", quick={"pairs": 2}),
     "growth": Part(comparisons.growth, "how a search step grows with each size", quick={**SMALL, "pairs": 1}),
+    "demo": Part(
+        comparisons.demo,
+        "a search step at the size of `make demo`, with one thread and two",
+        sizes={"channels": 4, "cells": 3, "batch": 96, "image": 8},
+        quick={"channels": 4, "cells": 3, "batch": 96, "image": 8, "pairs": 2},
+    ),
     "difference": Part(
         difference,
         "why the finite difference is poor, by epsilon, along a search",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -36,6 +38,8 @@ from src.training.search import SearchModule
 CLASSES = 10
 SUPERNETS: dict[str, type[Supernet]] = {"published": Supernet, "reference": Supernet, "fused": FusedSupernet}
 NETWORKS: dict[str, type[Network]] = {"published": Network, "reference": Network, "fused": FusedNetwork}
+with suppress(ModuleNotFoundError):
+    SUPERNETS["merged"] = import_module("src.fast.merged").MergedSupernet
 FORMS = (*SUPERNETS, "published, channels_last")
 HYPERGRADIENTS: dict[str, Hypergradient] = {
     "first_order": FirstOrder(),

@@ -23,7 +23,7 @@ from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.common.errors import ConfigError
 from src.common.seeding import preserved_randomness
 from src.data.modules import DataModule
-from src.fast import kernels
+from src.fast.layout import plain_form
 from src.report import report_sweep, write_report
 from src.runs.build import (
     build_data,
@@ -38,6 +38,7 @@ from src.runs.build import (
     record_of,
 )
 from src.runs.claim import claim, recorded
+from src.runs.devices import device_type
 from src.runs.folder import RunFolder
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.plan import say_plan
@@ -61,11 +62,12 @@ def build_module(config: DictConfig, data: DataModule) -> SearchModule:
     method.check_order(unrolls=hypergradient.unrolls)
     space = build_network(
         config.space,
+        device=device_type(config.trainer.get("accelerator", "auto")),
         differentiated_twice=hypergradient.differentiates_twice,
         input_shape=data.input_shape,
         num_classes=data.task.outputs,
     )
-    with within("space"), kernels.disabled():  # the plain form of a space, which calls its choices
+    with within("space"), plain_form():  # which calls its choices
         check_space(space, two_samples(data), outputs=data.task.outputs)
     module = SearchModule(
         space,

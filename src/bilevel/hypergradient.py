@@ -11,17 +11,19 @@ perturbed in place and no `.grad` is touched, and each pass differentiates only 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from src.bilevel.precision import full_precision
 from src.bilevel.unroll import Tensors, VirtualStep
-from src.common.errors import must_be
+from src.common.errors import ConfigError, must_be, shorten
 
 Loss = Callable[[Tensors, Tensors], Tensor]  # (weights, alphas) -> scalar
 
@@ -51,7 +53,8 @@ class Bilevel:
 
     def moved_weights(self, direction: Tensors, distance: Tensor) -> Tensors:
         """Return w + distance * direction."""
-        steps = torch._foreach_mul([direction[name] for name in self.weights], distance)
+        like = next(iter(self.weights.values()))
+        steps = torch._foreach_mul([direction[name].to(like.dtype) for name in self.weights], distance.to(like.dtype))
         return dict(zip(self.weights, torch._foreach_add(steps, list(_detached(self.weights).values())), strict=True))
 
     def gradients(self, loss: Tensor, *groups: Tensors) -> list[Tensors]:
@@ -73,6 +76,10 @@ class Bilevel:
         alphas = _leaves(self.alphas)
         with self.full_precision():
             return self.gradients(self.weight_loss(weights, alphas), alphas)[0]
+
+    def in_float64(self) -> Bilevel:
+        """Return the same problem with weights and alphas in float64; the losses must take them."""
+        return replace(self, weights=_in_float64(self.weights), alphas=_in_float64(self.alphas))
 
     def full_precision(self) -> AbstractContextManager[None]:
         """Return a context without autocast and without TF32, for passes that a difference is taken of."""
@@ -132,10 +139,17 @@ class FirstOrder:
 class FiniteDifference:
     """The paper's second order: the mixed product by a central difference (equation 8). Five passes a search step.
 
-    The weights are moved by `epsilon` / |v| along v, both ways. The error is O(epsilon^2).
+    The weights are moved by `epsilon` / |v| along v, both ways. The error is O(epsilon^2) where the losses are smooth. They
+    are not: on the way, ReLUs and max pools switch. The smaller epsilon is, the fewer do, and the more of the difference is
+    rounding. In float64 it can be so small that neither matters (docs/hypergradients.md).
+
+    Attributes:
+        epsilon: the length by which the weights move.
+        in_float64: whether the two passes that are subtracted are computed in float64.
     """
 
     epsilon: float = 0.01
+    in_float64: bool = False
     order: ClassVar[int] = 2
     unrolls: ClassVar[bool] = True
     differentiates_twice: ClassVar[bool] = False
@@ -148,10 +162,11 @@ class FiniteDifference:
         weights = _leaves(problem.weights)
         (gradients,) = problem.gradients(problem.weight_loss(weights, _detached(problem.alphas)), weights)
         v, direct, loss = problem.at(problem.virtual_weights(gradients))
+        around = problem.in_float64() if self.in_float64 else problem
         e = _distance(self.epsilon, v)
-        ahead = problem.alpha_gradient(problem.moved_weights(v, e))
-        behind = problem.alpha_gradient(problem.moved_weights(v, -e))
-        mixed = {name: (ahead[name] - behind[name]) / (2 * e) for name in direct}
+        ahead = around.alpha_gradient(around.moved_weights(v, e))
+        behind = around.alpha_gradient(around.moved_weights(v, -e))
+        mixed = {name: ((ahead[name] - behind[name]) / (2 * e)).to(term.dtype) for name, term in direct.items()}
         return _combine(direct, mixed, problem.step.lr, loss, distance=e)
 
 
@@ -184,20 +199,63 @@ class OneSided:
 
 @dataclass(frozen=True)
 class Exact:
-    """Second order by double backward: the mixed product is grad_a <grad_w L_w(w, a), v>.
+    """Second order with the mixed product itself. No epsilon, so it judges the others.
 
-    No epsilon, so it judges the others. Keeps the graph of a backward pass, which costs memory.
+    The product is the derivative of grad_a L_w(w, a) along v: forward over reverse, a pass for the alphas with tangents.
+    Where an operation has no forward derivative, it is grad_a <grad_w L_w(w, a), v>, by double backward, which takes more
+    time and gives the same up to rounding.
 
-    Forward over reverse would be faster (docs/speed.md), but needs a forward formula of every operation in a space, which
-    cuDNN's BatchNorm lacks.
+    Attributes:
+        forward: whether to go forward over reverse where that can be done.
     """
 
+    forward: bool = True
     order: ClassVar[int] = 2
     unrolls: ClassVar[bool] = True
     differentiates_twice: ClassVar[bool] = True
+    _without_forward: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __call__(self, problem: Bilevel) -> AlphaGradient:
-        """Return h up to rounding."""
+        """Return h up to rounding.
+
+        Raises:
+            ConfigError: an operation cannot be differentiated twice.
+        """
+        if self.forward and not self._without_forward:
+            try:
+                return self._forward_over_reverse(problem)
+            except NotImplementedError as error:
+                if "forward AD" not in str(error):
+                    raise
+                self._without_forward.append(str(error))
+        try:
+            return self._reverse_over_reverse(problem)
+        except RuntimeError as error:
+            if "differentiate twice" in str(error) or "is not implemented" in str(error):
+                raise ConfigError(f"an exact hypergradient needs second derivatives: {shorten(error, 200)}") from error
+            raise
+
+    def _forward_over_reverse(self, problem: Bilevel) -> AlphaGradient:
+        weights = _leaves(problem.weights)
+        (gradients,) = problem.gradients(problem.weight_loss(weights, _detached(problem.alphas)), weights)
+        v, direct, loss = problem.at(problem.virtual_weights(gradients))
+        alphas = _leaves(problem.alphas)
+        with warnings.catch_warnings(), forward_ad.dual_level():
+            # torch makes some of its forward derivatives by a function that it has itself declared outdated.
+            warnings.filterwarnings("ignore", message="`torch.jit.script", category=FutureWarning)
+            moving = {
+                name: forward_ad.make_dual(w, torch.empty_like(w).copy_(v[name]))
+                for name, w in _detached(problem.weights).items()
+            }
+            of_alphas = torch.autograd.grad(
+                problem.weight_loss(moving, alphas), list(alphas.values()), allow_unused=True, materialize_grads=True
+            )
+            tangents = [forward_ad.unpack_dual(gradient).tangent for gradient in of_alphas]
+        known = [torch.zeros_like(a) if t is None else t for a, t in zip(of_alphas, tangents, strict=True)]
+        mixed = dict(zip(alphas, problem.average(known), strict=True))
+        return _combine(direct, mixed, problem.step.lr, loss)
+
+    def _reverse_over_reverse(self, problem: Bilevel) -> AlphaGradient:
         weights, alphas = _leaves(problem.weights), _leaves(problem.alphas)
         weight_loss = problem.weight_loss(weights, alphas)
         leaves = list(weights.values())
@@ -232,6 +290,10 @@ def _leaves(tensors: Tensors) -> Tensors:
 
 def _detached(tensors: Tensors) -> Tensors:
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _in_float64(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach().double() for name, tensor in tensors.items()}
 
 
 def _combine(

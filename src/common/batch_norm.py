@@ -18,22 +18,29 @@ class SyncedBatchNorm(nn.BatchNorm2d):
         if not self.training or world_size() == 1:
             return super().forward(input)
         assert self.momentum is not None
-        x = input
-        with torch.autocast(x.device.type, enabled=False):
-            wide = x if x.dtype == torch.float64 else x.float()
-            pixels = x.numel() // x.shape[1] * world_size()
-            mean = cast(Tensor, Total.apply(wide.sum((0, 2, 3)))) / pixels
-            centred = wide - mean[:, None, None]
-            variance = cast(Tensor, Total.apply((centred * centred).sum((0, 2, 3)))) / pixels
-            output = centred * (variance + self.eps).rsqrt()[:, None, None]
-            if self.affine:
-                output = output * self.weight[:, None, None] + self.bias[:, None, None]
+        output, mean, variance = normalised(input, self.eps)
+        if self.affine:
+            output = output * self.weight[:, None, None] + self.bias[:, None, None]
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_((variance * (pixels / (pixels - 1))).to(self.running_var.dtype), self.momentum)
+                self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
                 self.num_batches_tracked += 1
-        return output.to(x.dtype)
+        return output.to(input.dtype)
+
+
+def normalised(images: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images (N, C, H, W) of all processes normalised, in float32 or float64, and their means and variances (C,).
+
+    The variances have Bessel's correction. Statistics and their gradients are summed over the processes.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        wide = images if images.dtype == torch.float64 else images.float()
+        pixels = images.numel() // images.shape[1] * world_size()
+        mean = cast(Tensor, Total.apply(wide.sum((0, 2, 3)))) / pixels
+        centred = wide - mean[:, None, None]
+        variance = cast(Tensor, Total.apply((centred * centred).sum((0, 2, 3)))) / pixels
+        return centred * (variance + eps).rsqrt()[:, None, None], mean, variance * (pixels / (pixels - 1))
 
 
 def synchronise(module: nn.Module) -> None:

@@ -165,7 +165,7 @@ class _Form(Layout):
         sources = self._sources(last.dtype, statistics, rows)
         called = [module for module, known in self.inputs if known is None]
         called += [o for source in sources for b in source.branches if isinstance(b, Called) for o in b.operations]
-        before = Before(called)
+        before = Before(called, last.device)
         try:
             inputs = [
                 evaluate(module, known, x, statistics)

@@ -5,12 +5,14 @@ Both fast forms read a cell through `Layout`, and take it only as src/spaces/cnn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
+from src.fast import kernels
 from src.fast.known import Known, is_unedited, known
 from src.spaces.choices import InputChoice, LayerChoice
 from src.spaces.cnn.cells import Node
@@ -19,6 +21,26 @@ from src.spaces.cnn.modules import Zero
 
 class PlainFormNeededError(Exception):
     """Raised in a forward pass that a fast form cannot compute as the plain form does."""
+
+
+_plain = False
+
+
+@contextmanager
+def plain_form() -> Iterator[None]:
+    """Make all networks compute in their plain form within the block: to count its operators, to call its choices."""
+    global _plain  # noqa: PLW0603
+    _plain = True
+    try:
+        with kernels.disabled():
+            yield
+    finally:
+        _plain = False
+
+
+def plain_form_is_wanted() -> bool:
+    """Return whether this is within a block of `plain_form`."""
+    return _plain
 
 
 class Edge(NamedTuple):
@@ -126,8 +148,11 @@ class Layout:
 class Before:
     """The random numbers and buffers before operations are called, so that the plain form can call them again."""
 
-    def __init__(self, operations: Sequence[nn.Module]) -> None:
-        self._random = torch.get_rng_state() if operations else None
+    def __init__(self, operations: Sequence[nn.Module], device: torch.device) -> None:
+        self._random: list[Tensor] = []
+        self._device = device if device.type == "cuda" else None
+        if operations:
+            self._random = self._states()
         self._buffers = [
             (module, name, buffer, buffer.clone())
             for operation in operations
@@ -137,13 +162,22 @@ class Before:
         ]
 
     def random_numbers_were_drawn(self) -> bool:
-        """Return whether torch's generator moved."""
-        return self._random is not None and not torch.equal(self._random, torch.get_rng_state())
+        """Return whether a generator of torch moved."""
+        return any(not torch.equal(a, b) for a, b in zip(self._random, self._states(), strict=False))
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back."""
-        if self._random is not None:
-            torch.set_rng_state(self._random)
+        if self._random:
+            torch.set_rng_state(self._random[0])
+        if len(self._random) > 1:
+            torch.cuda.set_rng_state(self._random[1], cast(torch.device, self._device))
         for module, name, buffer, value in self._buffers:
             module._buffers[name] = buffer.copy_(value)
+
+    def _states(self) -> list[Tensor]:
+        """Return the states of torch's generators, of the CPU and of the device."""
+        states = [torch.get_rng_state()]
+        if self._device is not None:
+            states.append(torch.cuda.get_rng_state(self._device))
+        return states

@@ -22,10 +22,10 @@ from src.callbacks.checkpoint import Checkpoints
 from src.callbacks.loggers import OfRun
 from src.callbacks.scalars import Scalars
 from src.common.batch_norm import synchronise
-from src.common.errors import ConfigError, must_be
+from src.common.errors import ConfigError, unknown
 from src.data.modules import DataModule
-from src.fast import kernels
-from src.fast.forms import fused_form
+from src.fast.forms import IMPLEMENTATIONS, REFERENCE, form_for, form_of, has_forms
+from src.fast.layout import plain_form
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.devices import own_gpu
 from src.runs.loggers import identity_of
@@ -36,8 +36,6 @@ from src.spaces.evaluation import fixed_network, training_settings_of
 from src.training.parallel import Averaging
 from src.training.retrain import RetrainModule
 from src.training.search import SchedulerFactory
-
-IMPLEMENTATIONS = ("fused", "reference")  # of space.impl
 
 
 def check_targets(command: str, config: DictConfig) -> None:
@@ -73,26 +71,28 @@ def record_of(data: DataModule) -> dict[str, Any]:
     return data.task.record() | data.record()
 
 
-def build_network(space: Any, *, differentiated_twice: bool = False, **supplied: Any) -> nn.Module:
+def build_network(space: Any, *, device: str = "cpu", differentiated_twice: bool = False, **supplied: Any) -> nn.Module:
     """Return the network of a config's `space`, in the form that `space.impl` asks for; say where it cannot be had.
 
     Args:
         space: the node.
+        device: the type of device that it is to run on, for space.impl=auto.
         differentiated_twice: whether the run takes second derivatives, which a fused form does not have.
         supplied: what the space is told besides its own settings, where it takes it: `input_shape`, `num_classes`.
     """
     settings, impl = _space(space)
-    target = settings[TARGET]
-    if impl == "fused":
-        fused = fused_form(locate(target, "space"))
-        if fused is None:
-            print(f"space.impl=fused: {target} has no fused form, its own is used", file=sys.stderr)
-        elif differentiated_twice:
-            print(
-                "space.impl=fused: an exact hypergradient differentiates twice, the reference is used", file=sys.stderr
-            )
+    kind = locate(settings[TARGET], "space")
+    if impl == "auto":
+        impl = form_for(kind, device, differentiated_twice=differentiated_twice)
+    elif impl == "fused" and differentiated_twice:
+        print("space.impl=fused: an exact hypergradient differentiates twice, the reference is used", file=sys.stderr)
+        impl = REFERENCE
+    if impl not in (None, REFERENCE):
+        form = form_of(kind, impl)
+        if form is None:
+            print(f"space.impl={impl}: {settings[TARGET]} has no {impl} form, its own is used", file=sys.stderr)
         else:
-            settings[TARGET] = f"{fused.__module__}.{fused.__qualname__}"
+            settings[TARGET] = f"{form.__module__}.{form.__qualname__}"
     return build(settings, "space", **supplied)
 
 
@@ -104,6 +104,7 @@ def build_evaluated(
     num_classes: int,
     architecture: Architecture | None,
     weights: Mapping[str, Tensor] | None = None,
+    device: str = "cpu",
 ) -> tuple[nn.Module, Architecture]:
     """Return the network that a genotype is trained as, and its architecture.
 
@@ -114,9 +115,10 @@ def build_evaluated(
         num_classes: the size of the last layer.
         architecture: of the evaluation network; None for a space, which reads the genotype itself.
         weights: of the space to start from; None starts from new ones.
+        device: the type of device that it is to run on.
     """
     settings, _ = split_training(space)
-    supplied: dict[str, Any] = {"input_shape": tuple(input_shape), "num_classes": num_classes}
+    supplied: dict[str, Any] = {"input_shape": tuple(input_shape), "num_classes": num_classes, "device": device}
     if architecture is not None:
         return build_network(settings, architecture=architecture, **supplied), architecture
     return fixed_network(lambda: build_network(settings, **supplied), genotype, weights=weights)
@@ -132,16 +134,12 @@ def split_training(space: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def _space(node: Any) -> tuple[dict[str, Any], str | None]:
     """Return the settings of a space's own, and the form that it is wanted in."""
     settings = dict(plain(node))
-    if not _has_forms(locate(settings.get(TARGET), "space")):
+    if not has_forms(locate(settings.get(TARGET), "space")):
         return settings, None
     impl = settings.pop("impl", None)
     if impl not in (None, *IMPLEMENTATIONS):
-        raise must_be("space.impl", " or ".join(IMPLEMENTATIONS), impl)
+        raise unknown("space.impl", impl, IMPLEMENTATIONS)
     return settings, impl
-
-
-def _has_forms(kind: Any) -> bool:
-    return isinstance(kind, type) and any(fused_form(base) is not None for base in kind.__mro__)
 
 
 def build_schedule(node: Any) -> SchedulerFactory:
@@ -292,7 +290,7 @@ def count_macs(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype
     training = module.training
     module.eval()
     parameter = next(module.parameters())
-    with torch.no_grad(), kernels.disabled(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), plain_form(), FlopCounterMode(display=False) as counter:
         kind = parameter.dtype if dtype.is_floating_point else dtype
         module(torch.zeros(1, *input_shape, device=parameter.device, dtype=kind))
     module.train(training)

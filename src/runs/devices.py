@@ -133,6 +133,13 @@ def _cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def device_type(accelerator: Any) -> str:
+    """Return the type of device that a Trainer's argument `accelerator` names: `cpu`, `cuda`, or what it says itself."""
+    if accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if accelerator == "gpu" else str(accelerator)
+
+
 def device_of(name: str | None) -> torch.device:
     """Return the device that an option `--device` names; None is a GPU where there is one.
 

@@ -14,6 +14,7 @@ from src.callbacks.progress import validation_name
 from src.common import processes
 from src.common.intervals import interval_of_share
 from src.common.terminal import duration, percent, say, table
+from src.fast.forms import name_of_form
 from src.methods.decision import NARROW, leads
 from src.runs.claim import Run
 from src.runs.folder import RunFolder
@@ -102,6 +103,8 @@ def device(machine: Mapping[str, Any], precision: str) -> str:
 def network(record: Record, module: TrainingModule) -> str:
     """Return the sizes of a network."""
     text = f"{record.params:,} weights, {record.macs:,} multiply-adds a sample"
+    form = name_of_form(module.net.space if isinstance(module, SearchModule) else module.net)
+    text += "" if form is None else f"; {form} form"
     if isinstance(module, SearchModule):
         rows = module.alphas().values()
         text += f"\n{sum(row.numel() for row in rows):,} alphas in {len(rows)} choices"

@@ -136,7 +136,7 @@ def trained_network(files: RunFolder, kind: str) -> tuple[TrainedNetwork, Facts]
     facts = Facts.parse(checkpoint.get("run", {}).get("data", {}), files)
     space = plain(config.space)
     if "impl" in space:
-        space["impl"] = "reference"  # fused forms run operators that only this code has
+        space["impl"] = "reference"  # the fused form runs operators that only this code has
     supplied: dict[str, Any] = {"input_shape": facts.input_shape, "num_classes": facts.outputs}
     state = checkpoint["state_dict"]
     with preserved_randomness():

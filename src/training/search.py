@@ -351,11 +351,16 @@ class SearchModule(TrainingModule):
         inputs, targets = batch
         noise = self._noise() if noise is None else noise
         progress, scratch = self.progress, self._scratch()
+        own_dtype = next(iter(self.weights().values())).dtype
 
         def loss(weights: Tensors, alphas: Tensors) -> Tensor:
             self.seed_pass()
             mixing = self.method.mixing_weights(alphas, noise, progress)
-            outputs = self._call_with({**weights, **scratch}, inputs, mixing)
+            state, given = {**weights, **scratch}, inputs
+            dtype = next(iter(weights.values())).dtype
+            if dtype != own_dtype:  # a hypergradient asks for more digits than the weights have
+                state, given = _with_dtype(state, dtype), _with_dtype({"inputs": inputs}, dtype)["inputs"]
+            outputs = self._call_with(state, given, mixing)
             if scores is not None:
                 scores.append(self.task.score(outputs.detach(), targets))
             return self.task.loss(outputs, targets)
@@ -435,3 +440,8 @@ def check_precision(precision: str) -> None:
 
 def _detached(tensors: Tensors) -> Tensors:
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _with_dtype(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    """Return tensors with those of floating-point numbers in another type."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

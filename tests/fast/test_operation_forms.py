@@ -1,4 +1,4 @@
-"""A fused cell of operations with any attributes does what the plain cell does, or raises the same exception."""
+"""A fused or merged cell of operations with any attributes does what the plain cell does, or raises the same exception."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from src.common.batch_norm import synchronise
 from src.fast import branches, fused
 from src.fast.fused import FusedCell
 from src.fast.kernels.build import library
-from src.fast.known import known
+from src.fast.known import Memory, known
+from src.fast.merged import MergedCell
 from src.spaces.choices import InputChoice, LayerChoice
 from src.spaces.cnn import operations
 from src.spaces.cnn.cells import Cell, CellPlan
@@ -30,6 +31,7 @@ from src.spaces.cnn.modules import DilatedConv, FactorizedReduce, Pool, ReLUConv
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler: the plain form is used")
 
 TOLERANCE = 1e-10
+FORMS = (FusedCell, MergedCell)
 Make = Callable[[int, int], nn.Module]  # of channels and stride
 Result = Exception | dict[str, Tensor]
 
@@ -250,12 +252,17 @@ def make_cell(candidates: Mapping[str, Make], *, kind: str, channels: int, nodes
     return cell.double()
 
 
+def as_form(cell: Cell, form: type[Cell]) -> Any:
+    """Return a copy that is a cell of another form."""
+    twin: Any = copy.deepcopy(cell)
+    twin.__class__ = form
+    twin._memory = Memory()
+    return twin
+
+
 def as_fused(cell: Cell) -> FusedCell:
     """Return a copy that is a fused cell."""
-    twin: Any = copy.deepcopy(cell)
-    twin.__class__ = FusedCell
-    twin._memory = fused.Memory()
-    return twin
+    return as_form(cell, FusedCell)
 
 
 def set_mixing_weights(cell: Cell, *, with_edges: bool = False) -> dict[str, Tensor]:
@@ -358,15 +365,16 @@ def check_cells(
     mode: str = "grad",
     with_edges: bool = False,
 ) -> tuple[Result, FusedCell]:
-    """Assert that both cells give one result, also in a second pass; return the first, and the fused cell."""
+    """Assert that all forms give one result, also in a second pass; return the first, and the fused cell."""
     plain = make_cell(candidates, kind=kind, channels=channels, nodes=nodes, wide=2)
-    fast = as_fused(plain)
+    forms = [as_form(plain, form) for form in FORMS]
     results = []
     for _ in range(2):
         expected = result_of(plain, size, mode=mode, with_edges=with_edges)
-        check_alike(result_of(fast, size, mode=mode, with_edges=with_edges), expected)
+        for form in forms:
+            check_alike(result_of(form, size, mode=mode, with_edges=with_edges), expected)
         results.append(expected)
-    return results[0], fast
+    return results[0], forms[0]
 
 
 @pytest.fixture

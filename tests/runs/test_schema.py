@@ -61,7 +61,7 @@ class TestRecipe:
         assert (config.order, config.epochs, config.hypergradient.order) == (1, 50, 1)
         assert config.space == {
             "_target_": "src.spaces.cnn.cells.Supernet",
-            "impl": "fused",
+            "impl": "auto",
             "channels": 16,
             "cells": 8,
             "nodes": 4,
@@ -119,7 +119,7 @@ class TestRecipe:
         assert config.epochs == config.trainer.max_epochs == 600
         assert config.space == {
             "_target_": "src.spaces.cnn.network.Network",
-            "impl": "fused",
+            "impl": "auto",
             "channels": 36,
             "cells": 20,
             "stem": "cifar",

@@ -50,6 +50,8 @@ class _Tape(NoWaiting):
             for func, args, kwargs, made in self.calls:
                 again = tree_leaves(func(*args, **kwargs))
                 for index, tensor in made:
+                    if tensor._is_zerotensor():  # of forward derivatives; it cannot be written
+                        continue
                     tensor.detach().copy_(again[index])
 
 

@@ -46,7 +46,8 @@ class Recorder(Protocol):
 
 @dataclass
 class _Recording:
-    key: Hashable
+    sizes: Hashable
+    frozen: object
     inputs: list[Tensor]
     result: Any
     replay: Callable[[], object]
@@ -66,6 +67,8 @@ class Graphs:
     Attributes:
         why_not: why the parts run as usual, or None while they are recorded.
         error: the error of the recording that failed, or None.
+        records: how often each part was recorded.
+        replays: how often each part was replayed after that.
     """
 
     def __init__(self, recorder: Recorder, parts: Sequence[str]) -> None:
@@ -73,8 +76,8 @@ class Graphs:
         self.parts = tuple(parts)
         self.why_not: str | None = None
         self.error: Exception | None = None
-        self.replays = Counter[str]()
         self.records = Counter[str]()
+        self.replays = Counter[str]()
         self._seen = {part: Counter[Hashable]() for part in parts}
         self._recordings: dict[str, _Recording] = {}
         self._complaints: dict[Hashable, str | None] = {}
@@ -89,7 +92,7 @@ class Graphs:
         self._passes += 1
         return not self._is_recording
 
-    def run(self, part: str, program: Callable[..., Result], *arguments: Any, frozen: Hashable) -> Result:
+    def run(self, part: str, program: Callable[..., Result], *arguments: Any, frozen: object) -> Result:
         """Return `program(*arguments)`, replayed from a recording where there is one that fits.
 
         The result of a replay is valid until an earlier part of the next step runs. The first `WARM_UP` runs are as
@@ -99,28 +102,28 @@ class Graphs:
             part: its name.
             program: a function of tensors, without a wait of the host for the device.
             arguments: tensors, in tuples and dictionaries.
-            frozen: all else that the result depends on.
+            frozen: all else that the result depends on; compared by ==.
         """
         if self.why_not is not None:
             return program(*arguments)
         leaves, tree = tree_flatten(arguments)
         sizes = (repr(tree), *((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves))
-        key = (sizes, frozen)
         seen = self._seen[part]
         seen[sizes] += 1
         recording = self._recordings.get(part)
-        if recording is not None and recording.key == key:
+        is_up_to_date = recording is not None and recording.frozen == frozen
+        if recording is not None and is_up_to_date and recording.sizes == sizes:
             recording.take(leaves)
             recording.replay()
             self.replays[part] += 1
             return recording.result
-        if seen[sizes] <= WARM_UP or seen[sizes] < max(seen.values()):
+        if is_up_to_date or seen[sizes] <= WARM_UP or seen[sizes] < max(seen.values()):
             result, self._complaints[part, sizes] = self._warm(partial(program, *arguments), leaves[0].device)
             return result
         complaint = self._complaints.get((part, sizes))
         if complaint is None:
             try:
-                return self._record(part, program, leaves, tree, key)
+                return self._record(part, program, leaves, tree, sizes, frozen)
             except Exception as error:
                 self.error = error
                 first = error.__context__ or error  # ending a failed capture fails in its turn
@@ -141,7 +144,13 @@ class Graphs:
         return result, complaint
 
     def _record(
-        self, part: str, program: Callable[..., Result], leaves: Sequence[Tensor], tree: Any, key: Hashable
+        self,
+        part: str,
+        program: Callable[..., Result],
+        leaves: Sequence[Tensor],
+        tree: Any,
+        sizes: Hashable,
+        frozen: object,
     ) -> Result:
         inputs = [leaf.detach().clone() for leaf in leaves]
         kind = leaves[0].device.type
@@ -163,7 +172,7 @@ class Graphs:
             result, replay = self.recorder.record(run)
         finally:
             self._is_recording = False
-        self._recordings[part] = _Recording(key, inputs, result, replay)
+        self._recordings[part] = _Recording(sizes, frozen, inputs, result, replay)
         self.records[part] += 1
         for later in self.parts[self.parts.index(part) + 1 :]:  # would write over this result: see `Recorder.record`
             self._recordings.pop(later, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, SupportsFloat, cast
 
@@ -111,9 +111,8 @@ class TrainingModule(L.LightningModule):
         metrics |= {name: Mean() for name in training_means}
         self.metrics = nn.ModuleDict(metrics)
         self._of_training = tuple(name for name in metrics if name.startswith("train_") or name in training_means)
-        self.step_values: dict[
-            str, Tensor | SupportsFloat
-        ] = {}  # what the latest step measured on this process, for loggers
+        # What the latest step measured on this process, for loggers.
+        self.step_values: dict[str, Tensor | SupportsFloat] = {}
         self.step_samples = 0
         self.graphs: Graphs | None = None
         self.parts: tuple[str, ...] = (WEIGHTS_PART,)
@@ -167,7 +166,7 @@ class TrainingModule(L.LightningModule):
             return f"CUDA graphs need one process, this run has {processes.world_size()}"
         return None
 
-    def _recorded(self, part: str, program: Callable[..., Any], *arguments: Any, frozen: Hashable) -> Any:
+    def _recorded(self, part: str, program: Callable[..., Any], *arguments: Any, frozen: object) -> Any:
         """Return `program(*arguments)`, from a recording if there are any.
 
         `frozen` is what the program depends on besides its arguments, the network, and the epoch.
@@ -177,7 +176,7 @@ class TrainingModule(L.LightningModule):
         self.seed_pass()
         return self.graphs.run(part, program, *arguments, frozen=(self._frozen(), frozen))
 
-    def _frozen(self) -> Hashable:
+    def _frozen(self) -> object:
         """Return what every recording holds: numbers, flags, and the addresses of the network's tensors."""
         tensors = (group[key] for group, key in self._tensor_places if group[key] is not None)
         kind = self.device.type

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -322,10 +322,10 @@ class SearchModule(TrainingModule):
         return WeightStep([weight.grad for weight in weights], length, loss.detach(), outputs.detach())
 
     @property
-    def _of_method(self) -> Hashable:
-        return id(self.method), id(self.hypergradient)
+    def _of_method(self) -> object:
+        return self.method, self.hypergradient
 
-    def _unrolled(self, optimizer: torch.optim.Optimizer) -> Hashable:
+    def _unrolled(self, optimizer: torch.optim.Optimizer) -> object:
         """Return what a recording holds of an optimiser whose step is unrolled: numbers, and where its momentum is."""
         numbers = [value for value in optimizer.param_groups[0].values() if isinstance(value, int | float | None)]
         states = (optimizer.state.get(weight, {}) for weight in self.weights().values())

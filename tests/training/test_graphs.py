@@ -204,6 +204,14 @@ def test_an_odd_batch_runs_as_usual() -> None:
     assert recorded.graphs.records == dict.fromkeys(PARTS, 2)
 
 
+def test_two_sizes_in_turn_do_not_replace_each_other() -> None:
+    data = [batch for pair in zip(batches(STEPS), batches(STEPS, size=4), strict=True) for batch in pair]
+    usual, recorded = (fit(small(2, recorded=on), data, epochs=1) for on in (False, True))
+    assert same(state(usual), state(recorded))
+    assert recorded.graphs is not None
+    assert recorded.graphs.records == dict.fromkeys(PARTS, 1)
+
+
 class Stepped:
     """Steps without a trainer."""
 

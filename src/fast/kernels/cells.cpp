@@ -34,6 +34,25 @@ inline double sum_of_lanes(const V& v) {
     return sum;
 }
 
+// The sums of the lanes of as many vectors as each has lanes.
+inline Vector<float> sums_of_lanes(const Vector<float>* v) {
+    const auto pairs = [](Vector<float> a, Vector<float> b) {
+        return __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) +
+               __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+    };
+    const Vector<float> a = pairs(pairs(v[0], v[1]), pairs(v[2], v[3])), b = pairs(pairs(v[4], v[5]), pairs(v[6], v[7]));
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+inline Vector<double> sums_of_lanes(const Vector<double>* v) {
+    const auto pairs = [](Vector<double> a, Vector<double> b) {
+        return __builtin_shufflevector(a, b, 0, 4, 2, 6) + __builtin_shufflevector(a, b, 1, 5, 3, 7);
+    };
+    const Vector<double> a = pairs(v[0], v[1]), b = pairs(v[2], v[3]);
+    return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+}
+
 template <typename T>
 inline Vector<T> rectified(Vector<T> v) {
     return v < 0 ? Vector<T>{} : v;  // nan stays nan
@@ -238,6 +257,7 @@ inline void taps_block(Vector<T>* out, Int out_step, const Vector<T>* in, const 
     constexpr int turns = P <= 4 ? 2 : 1;  // an addition waits for the one before it in its place
     Vector<T> sum[turns][P] = {};
     if (add)
+#pragma GCC unroll 8
         for (int p = 0; p < P; ++p) sum[0][p] = out[p * out_step];
     for (Int r = 0; r < range.rows; ++r) {
         const Vector<T>* x = in + r * range.row_step;
@@ -258,6 +278,7 @@ inline void taps_block(Vector<T>* out, Int out_step, const Vector<T>* in, const 
             for (int p = 0; p < P; ++p) sum[0][p] += weight * here[p * S];
         }
     }
+#pragma GCC unroll 8
     for (int p = 0; p < P; ++p) out[p * out_step] = turns == 2 ? sum[0][p] + sum[turns - 1][p] : sum[0][p];
 }
 
@@ -286,10 +307,13 @@ inline void product_block(
     Vector<T>* out, Int out_next, const T* less, const Vector<T>* in, Int in_next, Int ins, const T* matrix, Int out_step,
     Int in_step) {
     Vector<T> sum[O][P];
+#pragma GCC unroll 4
     for (int o = 0; o < O; ++o)
+#pragma GCC unroll 4
         for (int p = 0; p < P; ++p) sum[o][p] = Vector<T>{} - (less ? less[o] : T(0));
     for (Int c = 0; c < ins; ++c) {
         Vector<T> x[P];
+#pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
             x[p] = in[c * in_next + p];
             IN_REGISTER(x[p]);
@@ -301,7 +325,9 @@ inline void product_block(
             for (int p = 0; p < P; ++p) sum[o][p] += weight * x[p];
         }
     }
+#pragma GCC unroll 4
     for (int o = 0; o < O; ++o)
+#pragma GCC unroll 4
         for (int p = 0; p < P; ++p) out[o * out_next + p] = sum[o][p];
 }
 
@@ -337,10 +363,13 @@ template <typename T, int O, int C>
 inline void outer_block(
     Vector<T>* sums, Int next, const Vector<T>* left, Int left_next, const Vector<T>* right, Int right_next, Int count) {
     Vector<T> sum[O][C];
+#pragma GCC unroll 4
     for (int o = 0; o < O; ++o)
+#pragma GCC unroll 4
         for (int c = 0; c < C; ++c) sum[o][c] = sums[o * next + c];
     for (Int p = 0; p < count; ++p) {
         Vector<T> x[C];
+#pragma GCC unroll 4
         for (int c = 0; c < C; ++c) {
             x[c] = right[c * right_next + p];
             IN_REGISTER(x[c]);
@@ -353,7 +382,9 @@ inline void outer_block(
             for (int c = 0; c < C; ++c) sum[o][c] += y * x[c];
         }
     }
+#pragma GCC unroll 4
     for (int o = 0; o < O; ++o)
+#pragma GCC unroll 4
         for (int c = 0; c < C; ++c) sums[o * next + c] = sum[o][c];
 }
 
@@ -381,6 +412,7 @@ template <typename T, int K>
 inline void tap_sums_block(Vector<T>* sums, const Vector<T>* grad, const Vector<T>* in, Int step, Int spacing, Int count) {
     constexpr int turns = K > 4 ? 1 : 2;
     Vector<T> sum[turns][K] = {};
+#pragma GCC unroll 8
     for (int t = 0; t < K; ++t) sum[0][t] = sums[t];
     Int p = 0;
     for (; p + turns <= count; p += turns)
@@ -393,7 +425,9 @@ inline void tap_sums_block(Vector<T>* sums, const Vector<T>* grad, const Vector<
             for (int t = 0; t < K; ++t) sum[q][t] += g * x[t * spacing];
         }
     for (; p < count; ++p)
+#pragma GCC unroll 8
         for (int t = 0; t < K; ++t) sum[0][t] += grad[p] * in[p * step + t * spacing];
+#pragma GCC unroll 8
     for (int t = 0; t < K; ++t) sums[t] = turns == 2 ? sum[0][t] + sum[turns - 1][t] : sum[0][t];
 }
 
@@ -493,33 +527,46 @@ struct LayerPass {
     static Int size_of_band(const Layer& l, Int channels) { return channels * band_of(l) * l.out_width; }
     Int next() const { return band * l.out_width; }  // from channel to channel of a band
 
-    // d[c][r][p]: what the pointwise convolution sees, of some rows
-    void seen(V* d, Int i, Int rows) const {
-        for (Int c = 0; c < l.ins; ++c)
-            for (Int r = 0; r < rows; ++r) seen_row(d + c * next() + r * l.out_width, c, i + r);
+    // d[c][r][p], `next` from channel to channel: what the pointwise convolution sees, of some rows
+    void seen(V* d, Int next, Int i, Int rows) const {
+        for (Int r = 0; r < rows; ++r) seen_row(d + r * l.out_width, next, i + r);
     }
 
-    void seen_row(V* to, Int c, Int i) const {
-        const V* plane = y + c * l.height * y_width + y_border;
+    void seen_row(V* d, Int next, Int i) const {
+        const Int plane = l.height * y_width;
         if (!l.depthwise) {
             const Int row = i * l.stride + l.offset;
-            const V* from = plane + row * y_width + l.offset;
-            for (Int p = 0; p < l.out_width; ++p) to[p] = row < l.height ? from[p * l.stride] : V{};
+            const V* from = y + y_border + row * y_width + l.offset;
+            for (Int c = 0; c < l.ins; ++c)
+                for (Int p = 0; p < l.out_width; ++p)
+                    d[c * next + p] = row < l.height ? from[c * plane + p * l.stride] : V{};
             return;
         }
-        const Int top = i * l.stride - l.padding, left = -l.padding;
-        const Within rows = taps_within(top, top, l.dilation, l.kernel, l.height);
-        const Within columns = taps_within(left, left + (l.out_width - 1) * l.stride, l.dilation, l.kernel, l.width);
-        const V* from = plane + (top + rows.first * l.dilation) * y_width + left + columns.first * l.dilation;
-        const T* w = depthwise + c * l.taps() + rows.first * l.kernel + columns.first;
-        taps_of_row<T, false>(
-            to, 1, from, l.stride, {rows.count, l.dilation * y_width, columns.count, l.dilation, l.kernel, 1}, w, l.out_width);
+        const TapsOfRow taps(*this, i);
+        const V* from = y + taps.from;
+        const T* w = depthwise + taps.rows.first * l.kernel + taps.columns.first;
+        const TapRange range{taps.rows.count, l.dilation * y_width, taps.columns.count, l.dilation, l.kernel, 1};
+        for (Int c = 0; c < l.ins; ++c)
+            taps_of_row<T, false>(d + c * next, 1, from + c * plane, l.stride, range, w + c * l.taps(), l.out_width);
     }
+
+    // The taps that output row i sees something with, and where in a plane of y the first of them begins to read.
+    struct TapsOfRow {
+        Within rows, columns;
+        Int from;
+        TapsOfRow(const LayerPass& pass, Int i) {
+            const Layer& l = pass.l;
+            const Int top = i * l.stride - l.padding, left = -l.padding;
+            rows = taps_within(top, top, l.dilation, l.kernel, l.height);
+            columns = taps_within(left, left + (l.out_width - 1) * l.stride, l.dilation, l.kernel, l.width);
+            from = (top + rows.first * l.dilation) * pass.y_width + pass.y_border + left + columns.first * l.dilation;
+        }
+    };
 
     // The mean of a row of the first block, a shift near to all pixels; 0 where it is not finite.
     void shift(T* shifts, V* d, V* z, V mask) const {
         const Int count = l.out_width;
-        for (Int c = 0; c < l.ins; ++c) seen_row(d + c * count, c, l.out_height / 2);
+        seen_row(d, count, l.out_height / 2);
         product<T>(z, count, l.outs, nullptr, d, count, l.ins, pointwise, l.ins, 1, count);
         for (Int o = 0; o < l.outs; ++o) {
             V sum{};
@@ -535,7 +582,7 @@ struct LayerPass {
         std::fill_n(wide, 2 * l.outs, Wide<T>{});
         for (Int i = 0; i < l.out_height; i += band) {
             const Int rows = std::min(band, l.out_height - i), count = rows * l.out_width;
-            seen(d, i, rows);
+            seen(d, next(), i, rows);
             V* to = z + i * l.out_width;
             product<T>(to, plane, l.outs, less, d, next(), l.ins, pointwise, l.ins, 1, count);
             for (Int o = 0; o < l.outs; ++o) moments(to + o * plane, count, wide[o], wide[l.outs + o], mask, full);
@@ -570,7 +617,7 @@ struct LayerPass {
             const Int rows = std::min(band, l.out_height - i), count = rows * l.out_width;
             zg(z_grad, next(), i, rows);
             if (matrix_grad) {
-                seen(d, i, rows);
+                seen(d, next(), i, rows);
                 outer<T>(matrix_grad, z_grad, next(), l.outs, d, next(), l.ins, count);
             }
             if (!l.depthwise) {
@@ -588,17 +635,14 @@ struct LayerPass {
                     l.out_width);
             }
             if (taps_grad)
-                for (Int c = 0; c < l.ins; ++c)
-                    for (Int r = 0; r < rows; ++r)
-                        add_tap_sums(taps_grad + c * l.taps(), d_grad + c * plane + (i + r) * width + border, c, i + r);
+                for (Int r = 0; r < rows; ++r)
+                    add_tap_sums(taps_grad, d_grad + (i + r) * width + border, plane, i + r);
             if (!y_grad) continue;
             const Int done = i + rows;  // rows of the output
             Int until = emitted;
             while (until < l.height && (done == l.out_height || (until + l.padding) / l.stride < done)) ++until;
-            for (Int c = 0; c < l.ins; ++c)
-                for (Int row = emitted; row < until; ++row)
-                    reached_row(y_grad + (c * l.height + row) * l.width, d_grad + c * plane + border, width, c, row);
-            emitted = until;
+            for (; emitted < until; ++emitted)
+                reached_row(y_grad + emitted * l.width, d_grad + border, width, plane, emitted);
         }
     }
 
@@ -615,29 +659,33 @@ struct LayerPass {
             }
     }
 
-    void add_tap_sums(V* sums, const V* grad, Int c, Int i) const {
-        const Int top = i * l.stride - l.padding, left = -l.padding;
-        const Within rows = taps_within(top, top, l.dilation, l.kernel, l.height);
-        const Within columns = taps_within(left, left + (l.out_width - 1) * l.stride, l.dilation, l.kernel, l.width);
-        const V* plane = y + c * l.height * y_width + y_border + left + columns.first * l.dilation;
-        for (Int r = rows.first; r < rows.first + rows.count; ++r)
-            tap_sums<T>(
-                sums + r * l.kernel + columns.first, grad, plane + (top + r * l.dilation) * y_width, l.stride, l.dilation,
-                columns.count, l.out_width);
+    void add_tap_sums(V* sums, const V* grad, Int grad_plane, Int i) const {
+        const TapsOfRow taps(*this, i);
+        for (Int c = 0; c < l.ins; ++c) {
+            V* to = sums + c * l.taps() + taps.rows.first * l.kernel + taps.columns.first;
+            const V* from = y + c * l.height * y_width + taps.from;
+            for (Int r = 0; r < taps.rows.count; ++r)
+                tap_sums<T>(
+                    to + r * l.kernel, grad + c * grad_plane, from + r * l.dilation * y_width, l.stride, l.dilation,
+                    taps.columns.count, l.out_width);
+        }
     }
 
-    void reached_row(V* to, const V* grad, Int width, Int c, Int row) const {
+    // Adds the gradient of row `row` of the input, planes without a border, from planes whose width is that of `grad`.
+    void reached_row(V* to, const V* grad, Int width, Int grad_plane, Int row) const {
         const Reach vertical(row, 1, l, l.out_height);
         if (!vertical.count) return;
         for (Int j = 0; j < std::min(l.stride, l.width); ++j) {
             const Int count = (l.width - j + l.stride - 1) / l.stride;
             const Reach horizontal(j, count, l, l.out_width);
             if (!horizontal.count) continue;
-            taps_of_row<T, true>(
-                to + j, l.stride, grad + vertical.place * width + horizontal.place, 1,
-                {vertical.count, -vertical.spacing * width, horizontal.count, -horizontal.spacing,
-                 vertical.step * l.kernel, horizontal.step},
-                depthwise + c * l.taps() + vertical.first * l.kernel + horizontal.first, count);
+            const TapRange range{vertical.count, -vertical.spacing * width, horizontal.count, -horizontal.spacing,
+                                 vertical.step * l.kernel, horizontal.step};
+            const V* from = grad + vertical.place * width + horizontal.place;
+            const T* w = depthwise + vertical.first * l.kernel + horizontal.first;
+            for (Int c = 0; c < l.ins; ++c)
+                taps_of_row<T, true>(
+                    to + c * l.height * l.width + j, l.stride, from + c * grad_plane, 1, range, w + c * l.taps(), count);
         }
     }
 };
@@ -1235,11 +1283,9 @@ struct BackwardPass : Pass<T> {
         if (!block_grads) return;
         const auto store = [&](const V* from, Int at, Int size) {
             T* to = block_grads + at - grads_begin + k * size;
-            for (Int i = 0; i < size; ++i) {
-                T sum = 0;
-                for (Int q = 0; q < lanes<T>; ++q) sum += from[i][q];
-                to[i] = sum;
-            }
+            Int i = 0;
+            for (; i + lanes<T> <= size; i += lanes<T>) Whole<T>{}.store(to + i, sums_of_lanes(from + i));
+            for (; i < size; ++i) to[i] = sum_of_lanes(from[i]);
         };
         if (l.depthwise) store(taps, l.depthwise_grad_at, l.ins * l.taps());
         store(matrix, l.pointwise_grad_at, l.ins * l.outs);

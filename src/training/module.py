@@ -178,13 +178,14 @@ class TrainingModule(L.LightningModule):
 
     def _frozen(self) -> object:
         """Return what every recording holds: numbers, flags, and the addresses of the network's tensors."""
-        tensors = (group[key] for group, key in self._tensor_places if group[key] is not None)
+        # Thousands, in each step: a list is filled faster than a generator is read.
+        tensors = [group[key] for group, key in self._tensor_places if group[key] is not None]
         kind = self.device.type
         return (
             (self.current_epoch, self._epochs, self.gradient_clip),
             (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)),
-            tuple(module.training for module in self._net_modules),
-            tuple(map(Tensor.data_ptr, tensors)),
+            [module.training for module in self._net_modules],
+            list(map(Tensor.data_ptr, tensors)),
         )
 
     @cached_property

@@ -45,7 +45,7 @@ from src.fast.branches import (
 )
 from src.fast.known import Known, Memory, is_original, is_unedited, known
 from src.fast.layout import Before, Layout
-from src.fast.whole import Reading, Whole, check_first_order, whole_of
+from src.fast.whole import Reading, Wholes, check_first_order
 from src.spaces.cnn.cells import Cell, CellPlan, Supernet
 from src.spaces.cnn.genotypes import NodeEdges
 from src.spaces.cnn.network import GenotypeCell, Network
@@ -73,7 +73,7 @@ class FusedSupernet(Supernet):
             return super().forward(images)
         convolution, norm = cast(nn.Sequential, stem)
         x = convolution(images.contiguous(memory_format=torch.channels_last))
-        before_last = last = evaluate(norm, self._memory.recall(norm, known), x)
+        before_last = last = self._memory.recall(norm, Single).output(x)
         for cell in self.cells:
             before_last, last = last, cell(before_last, last)
         return self.classifier(last.mean(dim=(2, 3)))
@@ -117,6 +117,23 @@ class FusedGenotypeCell(GenotypeCell):
         return evaluate(module, self._memory.recall(module, known), x)
 
 
+class Single:
+    """An operation by itself."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.known = module, known(module)
+        self.wholes = Wholes()
+
+    def output(self, x: Tensor) -> Tensor:
+        """Return what the module makes of x (N, C, H, W)."""
+        whole = None if self.known is None else self.wholes.of([x], self._readings, outputs=1, columns=1)
+        output = None if whole is None else whole.output([x], None)
+        return evaluate(self.module, self.known, x) if output is None else output
+
+    def _readings(self, dtype: torch.dtype) -> list[Reading]:
+        return [Reading(0, 1, 1, -1, [0], [branch_of([self.module], [self.known], dtype)])]
+
+
 def evaluate(module: nn.Module, known: Known | None, x: Tensor, statistics: Statistics | None = None) -> Tensor:
     """Return what a module makes of x (N, C, H, W), by its fast form if it has one.
 
@@ -147,7 +164,7 @@ class _Form(Layout):
     def __init__(self, cell: nn.Module) -> None:
         super().__init__(cell)
         self.refused: set[tuple[torch.Size, torch.Size]] = set()  # sizes of inputs
-        self.whole: dict[Any, Whole | None] = {}  # by sizes and dtype of inputs; None where it takes several calls
+        self.wholes = Wholes()
 
     def output(self, before_last: Tensor, last: Tensor) -> Tensor | None:
         """Return the cell's output, or None where the plain form is needed; then nothing was changed."""
@@ -186,18 +203,11 @@ class _Form(Layout):
 
     def _whole(self, before_last: Tensor, last: Tensor, rows: list[list[Tensor]]) -> Tensor | None:
         """Return the output by one call, or None where it takes several."""
-        dtype, inputs = last.dtype, (before_last, last)
-        key = before_last.shape, last.shape, dtype
-        whole = self.whole.get(key)
-        if key not in self.whole or (whole is not None and not whole.holds()):
-            readings = self._readings(dtype)
-            whole = whole_of(
-                readings, inputs, states_count=4 + self.nodes, outputs=self.nodes, columns=len(self.columns[0])
-            )
-            self.whole[key] = whole
+        inputs = before_last, last
+        whole = self.wholes.of(inputs, self._readings, outputs=self.nodes, columns=len(self.columns[0]))
         if whole is None:
             return None
-        return whole.output(inputs, torch.stack([row for state in rows for row in state]).to(dtype))
+        return whole.output(inputs, torch.stack([row for state in rows for row in state]).to(last.dtype))
 
     def _readings(self, dtype: torch.dtype) -> list[Reading]:
         """Return what reads the states: the two inputs, which preprocessing makes states 2 and 3 of, and the nodes."""

@@ -128,7 +128,7 @@ class _Watched:
     """The modules of one class."""
 
     def __init__(self, kind: type[nn.Module], modules: list[nn.Module]) -> None:
-        self.kind, self.modules = kind, modules
+        self.kind, self.modules, self.kinds = kind, modules, [kind] * len(modules)
         self.attributes = [vars(module) for module in modules]
         self.read = itemgetter("_modules", *_SETTINGS.get(kind, _HOOKS))
         self.forward = kind.forward
@@ -141,7 +141,7 @@ class _Watched:
         self.sizes = [*map(len, self.attributes)] if kind in _FORWARDS else None
 
     def holds(self) -> bool:
-        if self.kind.forward is not self.forward or any(type(module) is not self.kind for module in self.modules):
+        if self.kind.forward is not self.forward or [*map(type, self.modules)] != self.kinds:
             return False
         if self.sizes is not None and [*map(len, self.attributes)] != self.sizes:
             return False

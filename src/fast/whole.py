@@ -9,8 +9,8 @@ changed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from operator import itemgetter
+from collections.abc import Callable, Sequence
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -83,13 +83,14 @@ class Whole:
             all(parameters["bias"] is None for parameters in self._convolutions)
             and all(buffer is not None for buffer in buffers)
             and {*map(type, weights), *map(type, buffers)} <= {Tensor, nn.Parameter}
-            and [weight.shape for weight in weights] == self._shapes
-            and [buffer.shape for buffer in buffers] == self._buffer_shapes
-            and {weight.dtype for weight in weights} <= {self.graph.dtype}
-            and [buffer.dtype for buffer in buffers] == self._buffer_dtypes
-            and all(tensor.is_cpu for tensor in weights)
-            and all(buffer.is_cpu and buffer.is_contiguous() for buffer in buffers)
-            and all(weight.is_contiguous() or kernels.dense(weight) for weight in weights)
+            and [*map(_SHAPE, weights)] == self._shapes
+            and [*map(_SHAPE, buffers)] == self._buffer_shapes
+            and {*map(_DTYPE, weights)} <= {self.graph.dtype}
+            and [*map(_DTYPE, buffers)] == self._buffer_dtypes
+            and all(map(_IS_CPU, weights))
+            and all(map(_IS_CPU, buffers))
+            and all(map(Tensor.is_contiguous, buffers))
+            and (all(map(Tensor.is_contiguous, weights)) or all(map(kernels.dense, weights)))
         )
         return (weights, buffers) if readable else None
 
@@ -102,9 +103,33 @@ class Whole:
         return cast(Tensor, _Pass.apply(self, buffers, rows, *inputs, *weights))
 
 
+class Wholes:
+    """The cell, or the operation, for each size and dtype of its inputs that came up."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Whole | None] = {}
+
+    def of(
+        self,
+        inputs: Sequence[Tensor],
+        readings: Callable[[torch.dtype], Sequence[Reading]],
+        *,
+        outputs: int,
+        columns: int,
+    ) -> Whole | None:
+        """Return what computes the last `outputs` of the states that `readings` have; None where it takes several calls."""
+        key = tuple(x.shape for x in inputs), inputs[0].dtype
+        whole = self._made.get(key)
+        if key not in self._made or (whole is not None and not whole.holds()):
+            whole = self._made[key] = _whole_of(readings(inputs[0].dtype), inputs, outputs=outputs, columns=columns)
+        return whole
+
+
 _WIDEST_BORDER = 64  # pixels: cells.cpp writes the images with theirs
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _SETTING = itemgetter("training", "eps", "momentum", "affine")
+_VERSION = attrgetter("_version")
+_SHAPE, _DTYPE, _IS_CPU = attrgetter("shape"), attrgetter("dtype"), attrgetter("is_cpu")
 
 
 class _Pass(torch.autograd.Function):
@@ -114,10 +139,10 @@ class _Pass(torch.autograd.Function):
     def forward(ctx: Any, whole: Whole, buffers: list[Tensor], rows: Tensor | None, *tensors: Tensor) -> Tensor:
         graph = whole.graph
         inputs, weights = tensors[: graph.inputs], tensors[graph.inputs :]
-        addresses = [weight.data_ptr() for weight in weights]
-        results = graph.forward(inputs, rows, addresses, [buffer.data_ptr() for buffer in buffers])
+        addresses = [*map(Tensor.data_ptr, weights)]
+        results = graph.forward(inputs, rows, addresses, [*map(Tensor.data_ptr, buffers)])
         # The weights are not saved: an optimiser may have changed them since. Then `backward` raises an error.
-        ctx.whole, ctx.weights, ctx.versions = whole, weights, [weight._version for weight in weights]
+        ctx.whole, ctx.weights, ctx.versions = whole, weights, [*map(_VERSION, weights)]
         ctx.save_for_backward(rows, *inputs, *results)
         return results[0]
 
@@ -125,7 +150,7 @@ class _Pass(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         check_first_order()
         whole, weights = ctx.whole, ctx.weights
-        if [weight._version for weight in weights] != ctx.versions:
+        if [*map(_VERSION, weights)] != ctx.versions:
             raise RuntimeError("weights were changed in place between a forward pass and its backward pass")
         graph, split = whole.graph, whole.split
         rows, *tensors = ctx.saved_tensors
@@ -134,7 +159,7 @@ class _Pass(torch.autograd.Function):
         needs_inputs, needs = needs[: graph.inputs], needs[graph.inputs :]
         needs_weights = [any(needs[begin:end]) for begin, end in itertools.pairwise(split)]
         input_grads, row_grads, weight_grads = graph.backward(
-            inputs, rows, [weight.data_ptr() for weight in weights], results, grads[0],
+            inputs, rows, [*map(Tensor.data_ptr, weights)], results, grads[0],
             needs_inputs=needs_inputs, needs_weights=needs_weights,
         )  # fmt: skip
         parameter_grads: Sequence[Tensor | None] = [None] * len(weights)
@@ -155,14 +180,13 @@ def check_first_order() -> None:
         raise RuntimeError("the fused supernet has no second derivatives; space.impl=reference has")
 
 
-def whole_of(
-    readings: Sequence[Reading], inputs: Sequence[Tensor], *, states_count: int, outputs: int, columns: int
-) -> Whole | None:
+def _whole_of(readings: Sequence[Reading], inputs: Sequence[Tensor], *, outputs: int, columns: int) -> Whole | None:
     """Return the cell for inputs of these sizes; None where it has to be computed step by step.
 
     That is: operations without a fast form, statistics that several processes share, shapes that do not fit together,
     and what the plain form refuses.
     """
+    states_count = max(reading.first + reading.edges for reading in readings)
     dtype, batch = inputs[0].dtype, len(inputs[0])
     if any(len(x) != batch for x in inputs) or any(column >= columns for r in readings for column in r.columns):
         return None

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from src.data.samples import Samples
 from src.data.sources import Digits
 from src.data.tasks import Classification
 from src.fast.fused import FusedNetwork, FusedSupernet
+from src.fast.merged import MergedSupernet
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.spaces.cnn.network import Network
@@ -36,10 +35,13 @@ from src.training.module import channels_last
 from src.training.search import SearchModule
 
 CLASSES = 10
-SUPERNETS: dict[str, type[Supernet]] = {"published": Supernet, "reference": Supernet, "fused": FusedSupernet}
+SUPERNETS: dict[str, type[Supernet]] = {
+    "published": Supernet,
+    "reference": Supernet,
+    "fused": FusedSupernet,
+    "merged": MergedSupernet,
+}
 NETWORKS: dict[str, type[Network]] = {"published": Network, "reference": Network, "fused": FusedNetwork}
-with suppress(ModuleNotFoundError):
-    SUPERNETS["merged"] = import_module("src.fast.merged").MergedSupernet
 FORMS = (*SUPERNETS, "published, channels_last")
 HYPERGRADIENTS: dict[str, Hypergradient] = {
     "first_order": FirstOrder(),

@@ -23,14 +23,18 @@ from src.bench.forms import (
 from src.bench.measuring import Rows, compare, counted, in_turn, operator_calls, peak_memory, size_arguments
 from src.bilevel.hypergradient import of_order
 
-SEARCH_FORMS = ("published", "published, channels_last", "fused")
+SEARCH_FORMS = ("published", "published, channels_last", "fused", "merged")
+DEMO_FORMS = ("published", "reference", "fused", "merged")
 RETRAIN_FORMS = ("published", "published, channels_last", "fused")
 DATA_FORMS = ("published", "published, 2 workers", "this code")
 HYPERGRADIENT_FORMS = (
     ("reference", "exact"),
     ("reference", "finite_difference"),
     ("reference", "one_sided"),
+    ("merged", "exact"),
+    ("merged", "finite_difference"),
     ("fused", "finite_difference"),
+    ("fused", "float64_difference"),
     ("fused", "one_sided"),
     ("fused", "first_order"),
 )
@@ -120,7 +124,7 @@ def demo(sizes: Sizes) -> Rows:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             for order in (1, 2):
-                steps = {form: search_step(form, sizes, of_order(order)) for form in SEARCH_FORMS}
+                steps = {form: search_step(form, sizes, of_order(order)) for form in DEMO_FORMS}
                 for row in compare(steps, sizes):
                     yield {"threads": threads, "order": order, **row}
     finally:

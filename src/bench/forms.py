@@ -47,6 +47,7 @@ HYPERGRADIENTS: dict[str, Hypergradient] = {
     "first_order": FirstOrder(),
     "exact": Exact(),
     "finite_difference": FiniteDifference(),
+    "float64_difference": FiniteDifference(epsilon=1e-9, in_float64=True),
     "one_sided": OneSided(),
 }
 

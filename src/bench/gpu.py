@@ -8,8 +8,8 @@ CUDA can spoil all that follows in its process; another one takes the row after.
 - kernels, busy ms: of one step, by the profiler: how many kernels ran, and for how long in all. Where the busy time is much
   less than the time of a step, the host is what one waits for.
 - GB: the peak of allocated memory during the steps.
-- gradient error: of the alphas' gradient at the start of a search of digits, relative to that of the reference form in
-  float64 on the same device. Where PyTorch's default lets convolutions compute in TF32, so do the rows in fp32.
+- gradient error, in rows of their own at the end: of the alphas' gradient at the start of a search of digits, relative to
+  that of the reference form in float64 on the same device. Where PyTorch's default lets convolutions compute in TF32, so do the rows in fp32.
 
 On a CPU (`--device cpu`) it measures time and gradients only.
 """
@@ -47,7 +47,7 @@ from src.bench.forms import (
 from src.bench.measuring import Row, Rows, timed, wait
 from src.common.errors import shorten
 
-WARM_UP = 4  # steps before those that count; with graphs, the third is recorded
+WARM_UP = 3  # steps before those that count; with graphs, the third is recorded
 ROW_SECONDS = 120  # after which a row has failed
 ERROR_BATCH = 32  # images of the gradient whose error is measured, or fewer: the float64 graph has to fit
 LARGE_BATCH = 256
@@ -58,7 +58,7 @@ class Case:
     """What one row measures.
 
     Attributes:
-        what: `search`, `retrain` or `data`.
+        what: `search`, `retrain`, `data` or `gradient`.
         form: as in src/bench/forms.py.
         hypergradient: a name in `HYPERGRADIENTS`, of a search.
         precision: `fp32` or `bf16`.
@@ -84,32 +84,42 @@ def gpu(sizes: Sizes) -> Rows:
                 continue
             rows.append((case, worker.measure(case, sizes)))
             yield rows[-1][1]
-        for case in larger(rows):
+        for case in (*larger(rows), *gradients()):
             yield worker.measure(case, sizes)
     finally:
         worker.close()
 
 
 def cases() -> Iterator[Case]:
-    """Yield what is measured, but for the larger batches."""
+    """Yield what is measured, but for the larger batches and the gradients."""
     orders = ("finite_difference", "first_order")
-    for form in ("merged", "reference", "published"):
-        for order in orders:
-            yield Case("search", form, order)
-    for form in ("merged", "reference"):
-        for order in orders:
-            yield Case("search", form, order, graphs=True)
+    for graphs in (True, False):
+        yield from (Case("search", "merged", order, graphs=graphs) for order in orders)
     yield from (Case("search", "merged", order, precision="bf16", graphs=True) for order in orders)
-    yield from (Case("search", form, "exact") for form in ("merged", "reference"))
-    yield Case("search", "merged", "exact", graphs=True)
+    yield from (Case("search", "merged", "exact", graphs=graphs) for graphs in (True, False))
+    yield from (Case("search", form, "first_order") for form in ("published", "reference"))
+    yield from (Case("search", "reference", order, graphs=True) for order in orders)
+    yield from (Case("search", form, "finite_difference") for form in ("published", "reference"))
+    yield Case("search", "reference", "exact")
     for form in ("merged", "reference", "published"):
-        yield from (Case("search", form, order, precision="bf16") for order in orders)
+        yield from (Case("search", form, order, precision="bf16") for order in reversed(orders))
     for precision in ("fp32", "bf16"):
         yield from (Case("retrain", form, precision=precision) for form in ("reference", "published"))
     yield from (Case("data", form) for form in ("this code", "published"))
     for precision in ("fp32", "bf16"):
-        yield from (Case("search", "published, channels_last", order, precision=precision) for order in orders)
+        yield from (
+            Case("search", "published, channels_last", order, precision=precision) for order in reversed(orders)
+        )
     yield from (Case("search", "reference", order, precision="bf16", graphs=True) for order in orders)
+
+
+def gradients() -> Iterator[Case]:
+    """Yield the gradients whose errors are measured; that of a replay is that of the same form without graphs."""
+    for precision in ("fp32", "bf16"):
+        for name in ("first_order", "finite_difference", "exact"):
+            for form in ("merged", "reference", "published"):
+                if (form, name) != ("published", "exact"):
+                    yield Case("gradient", form, name, precision=precision)
 
 
 def larger(rows: list[tuple[Case, Row]]) -> Iterator[Case]:
@@ -176,7 +186,12 @@ def _work(pipe: Connection) -> None:
 def measure(case: Case, sizes: Sizes) -> Rows:
     """Yield the row of a case, longer each time, so that a process that dies later has told the first figures."""
     sizes = replace(sizes, precision=case.precision, batch=case.batch or sizes.batch)
-    kinds: dict[str, Callable[[Case, Sizes], Rows]] = {"search": _search, "retrain": _retrain, "data": _data}
+    kinds: dict[str, Callable[[Case, Sizes], Rows]] = {
+        "search": _search,
+        "retrain": _retrain,
+        "data": _data,
+        "gradient": _gradient,
+    }
     row = _named(case, sizes)
     try:
         for figures in kinds[case.what](case, sizes):
@@ -201,7 +216,6 @@ def _named(case: Case, sizes: Sizes) -> Row:
 
 def _search(case: Case, sizes: Sizes) -> Rows:
     hypergradient = HYPERGRADIENTS[case.hypergradient]
-    yield {"gradient error": _gradient_error(case, sizes)}
     search = search_form(case.form, sizes, hypergradient)
     graphs = None
     if case.graphs:
@@ -240,7 +254,7 @@ def _measured(step: Step, sizes: Sizes) -> Rows:
 
 def _kernels(step: Step) -> Row:
     """Return how many kernels a step runs, and how long all of them take."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         step()
         torch.cuda.synchronize()
     assert profile.profiler is not None
@@ -259,8 +273,8 @@ def _is_no_kernel(name: str) -> bool:
     return name.startswith(("Memcpy", "Memset", "Optimizer.", "ProfilerStep", "##", "Torch-Compiled Region"))
 
 
-def _gradient_error(case: Case, sizes: Sizes) -> float:
-    """Return the relative error of the alphas' gradient at the start of a search."""
+def _gradient(case: Case, sizes: Sizes) -> Rows:
+    """Yield the relative error of the alphas' gradient at the start of a search."""
     small = replace(sizes, batch=min(sizes.batch, ERROR_BATCH))
     truth = _truth(case.hypergradient, replace(small, precision="fp32"))
     hypergradient = HYPERGRADIENTS[case.hypergradient]
@@ -271,7 +285,7 @@ def _gradient_error(case: Case, sizes: Sizes) -> float:
     else:
         search.backward_to_alphas(batch)
         own = torch.cat([alpha.grad for alpha in search.alphas if alpha.grad is not None])
-    return float((own.double() - truth).norm() / truth.norm())
+    yield {"gradient error": float((own.double() - truth).norm() / truth.norm())}
 
 
 @cache

@@ -11,7 +11,7 @@ from src.bench.forms import Sizes
 from src.bench.gpu import gpu
 from src.bench.measuring import Rows
 
-SMALL: dict[str, int | str] = {"channels": 8, "cells": 5, "batch": 16, "image": 16, "pairs": 2}
+SMALL: dict[str, int | str] = {"channels": 4, "cells": 3, "nodes": 2, "batch": 32, "image": 16, "pairs": 2}
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Part:
 PARTS = {
     "search": Part(comparisons.search, "a whole search step of order 1 and 2", quick=SMALL),
     "hypergradient": Part(
-        comparisons.hypergradient, "the hypergradients, along a real search", quick={**SMALL, "steps": 5}
+        comparisons.hypergradient, "the hypergradients, along a real search", quick={**SMALL, "pairs": 1, "steps": 5}
     ),
     "retrain": Part(
         comparisons.retrain,
@@ -51,7 +51,7 @@ PARTS = {
         comparisons.demo,
         "a search step at the size of `make demo`, with one thread and two",
         sizes={"channels": 4, "cells": 3, "batch": 96, "image": 8},
-        quick={"channels": 4, "cells": 3, "batch": 96, "image": 8, "pairs": 2},
+        quick={"channels": 4, "cells": 3, "batch": 96, "image": 8, "pairs": 1},
     ),
     "difference": Part(
         difference,
@@ -62,7 +62,7 @@ PARTS = {
     "gpu": Part(
         gpu,
         "all that a GPU can tell in ten minutes",
-        sizes={"device": "cuda"},
+        sizes={"device": "cuda", "pairs": 3},
         by_name=True,
         line_by_line=True,
     ),

@@ -46,7 +46,7 @@ test-slow: $(VENV)/installed ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(VENV)/installed ## the tests that need a GPU
-	$(BIN)/python -m pytest -m gpu -n 0 -W default
+	$(BIN)/python -m pytest -m gpu -n 0 -W default -rx
 
 lint: $(VENV)/installed ## ruff and pyright
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from src.common.errors import must_be
 from src.data.tasks import Task
-from src.training.module import WEIGHTS_PART, Batch, TrainingModule, channels_last, set_gradients
+from src.training.module import WEIGHTS_PART, Batch, TrainingModule, in_layout, set_gradients
 from src.training.search import OptimizerFactory, SchedulerFactory
 
 
@@ -127,7 +127,7 @@ class RetrainModule(TrainingModule):
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Map inputs (N, ...) to the network's outputs and an auxiliary head's or None."""
-        output = self.net(channels_last(inputs))
+        output = self.net(in_layout(inputs))
         return output if isinstance(output, tuple) else (output, None)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -20,7 +20,7 @@ from src.methods.method import Method
 from src.methods.schedules import Progress
 from src.spaces.relaxed import WEIGHTS, RelaxedSpace
 from src.training.clock import between, mark
-from src.training.module import WEIGHTS_PART, Batch, TrainingModule, channels_last, set_gradients, start_momentum
+from src.training.module import WEIGHTS_PART, Batch, TrainingModule, in_layout, set_gradients, start_momentum
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -164,7 +164,7 @@ class SearchModule(TrainingModule):
                 for owner, key in self._places[name]:
                     replaced.append((owner, key, owner[key]))
                     owner[key] = tensor
-            return self.net(channels_last(inputs), mixing=mixing, one_path=self.method.relaxation.one_path)
+            return self.net(in_layout(inputs), mixing=mixing, one_path=self.method.relaxation.one_path)
         finally:
             for owner, key, tensor in replaced:
                 owner[key] = tensor

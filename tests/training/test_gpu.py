@@ -1,4 +1,4 @@
-"""What only a GPU can show: `python -m pytest -m gpu -n 0 -W default`, under three minutes, without data.
+"""What only a GPU can show: `python -m pytest -m gpu -n 0 -W default -rx`, under three minutes, without data.
 
 Warnings are no errors here: those of a GPU's libraries differ with their versions.
 """
@@ -249,18 +249,25 @@ def test_a_form_equals_the_reference_in_float64(form: str) -> None:
     assert max(float((buffers[n].cpu() - right_buffers[n]).abs().max()) for n in right_buffers) < 1e-10
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("operation", CANDIDATES)
-def test_an_operation_computes_the_same_as_on_a_cpu(operation: str) -> None:
-    """In float32, channels_last: a kernel of a library that computes something else would be found here by its sizes."""
+def test_an_operation_computes_the_same_as_on_a_cpu(operation: str, layout: str) -> None:
+    """In float32. Kernels of a library that compute something else are found here by their sizes.
+
+    Networks have the usual layout on a GPU (`has_channels_last` in src/training/module.py says why); what is wrong with
+    the other is the reason of an expected failure (`pytest -rx`).
+    """
     wrong = []
+    memory = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
     for channels, stride, side in itertools.product((4, 16, 36), (1, 2), (8, 16, 32)):
         results = []
         for device, dtype in ((torch.device("cpu"), torch.float64), (CUDA, torch.float32)):
             torch.manual_seed(0)
             module = searched_operations([operation], stride, channels)[operation].to(device, dtype)
-            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            if layout == "channels_last":
+                module.to(memory_format=memory)  # pyright: ignore[reportCallIssue]
             x = torch.randn(16, channels, side, side, dtype=torch.float64).to(device, dtype)
-            x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+            x = x.contiguous(memory_format=memory).requires_grad_()
             with precision.full_precision(device.type):
                 output = module(x)
                 into = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -273,6 +280,8 @@ def test_an_operation_computes_the_same_as_on_a_cpu(operation: str) -> None:
             error = float((found[name].double().cpu() - value).norm() / value.norm().clamp_min(1e-12))
             if error > 1e-3:
                 wrong.append(f"{name} {error:.2g} ({channels} channels, stride {stride}, side {side})")
+    if wrong and layout == "channels_last":
+        pytest.xfail("; ".join(wrong))
     assert not wrong, "\n".join(wrong)
 
 

@@ -20,6 +20,7 @@ from src.data.tasks import Classification
 from src.spaces.choices import LayerChoice
 from src.spaces.cnn.cells import Supernet
 from src.spaces.relaxed import RelaxedSpace
+from src.training import module
 from src.training.module import set_gradients
 from src.training.search import SearchModule
 
@@ -65,8 +66,11 @@ def search_module(
     )
 
 
-def fit(search: SearchModule, data: list[dict], *, epochs: int = 2, precision: Any = "64-true") -> SearchModule:
+def fit(
+    search: SearchModule, data: list[dict], *, epochs: int = 2, precision: Any = "64-true", callbacks: Any = None
+) -> SearchModule:
     trainer = L.Trainer(
+        callbacks=callbacks,
         max_epochs=epochs,
         accelerator="cpu",
         precision=precision,
@@ -379,3 +383,25 @@ def test_a_pass_uses_the_given_weights_wherever_they_are_and_leaves_the_module_a
     assert {name: id(tensor) for name, tensor in search.net.state_dict(keep_vars=True).items()} == objects
     for name, tensor in search.net.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_a_search_that_changes_its_layout_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU has images in the usual layout, a CPU in channels_last; momentum of a checkpoint may be from the other."""
+    data = batches(3)
+    trained = fit(search_module(2, fused=True), data)
+    other = search_module(2, fused=True)
+    monkeypatch.setattr(module, "has_channels_last", lambda device: False)
+    stem = other.double().net.get_parameter("space.stem.0.weight")
+    assert stem.is_contiguous()
+    assert not trained.net.get_parameter("space.stem.0.weight").is_contiguous()
+    assert difference(fit(other, data), trained.net) < 1e-9
+
+    class Restored(L.Callback):
+        def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            pl_module.load_state_dict(trained.state_dict())
+            for own, its in zip(trainer.optimizers, trained.trainer.optimizers, strict=True):
+                own.load_state_dict(copy.deepcopy(its.state_dict()))
+
+    one = fit(search_module(2, fused=True), data, callbacks=[Restored()])
+    monkeypatch.undo()
+    assert difference(one, fit(search_module(2, fused=True), data, callbacks=[Restored()]).net) < 1e-9

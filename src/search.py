@@ -68,7 +68,12 @@ def build_module(config: DictConfig, data: DataModule) -> SearchModule:
         num_classes=data.task.outputs,
     )
     with within("space"), plain_form():  # which calls its choices
-        check_space(space, two_samples(data), outputs=data.task.outputs)
+        check_space(
+            space,
+            two_samples(data),
+            outputs=data.task.outputs,
+            differentiated_twice=hypergradient.differentiates_twice,
+        )
     module = SearchModule(
         space,
         task=data.task,

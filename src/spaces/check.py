@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TypeGuard
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from src.common.errors import ConfigError
+from src.common.errors import ConfigError, shorten
 from src.common.seeding import preserved_randomness
 from src.spaces.choices import Choice, InputChoice, LayerChoice, choices_of, words
 from src.spaces.relaxed import RelaxedSpace
 
 
-def check_space(space: nn.Module, *inputs: Tensor, outputs: int | None = None) -> None:
+def check_space(
+    space: nn.Module, *inputs: Tensor, outputs: int | None = None, differentiated_twice: bool = False
+) -> None:
     """Run a copy of `space` in training mode, with equal mixing weights, and refuse what a search could not use.
 
     Neither the space nor any random number generator is changed.
@@ -25,10 +28,12 @@ def check_space(space: nn.Module, *inputs: Tensor, outputs: int | None = None) -
         inputs: of the space; of two samples or more, since BatchNorm may need them.
         outputs: the number of values that the space must return for a sample, such as the number of classes; None is
             any.
+        differentiated_twice: whether the candidates must have second derivatives.
 
     Raises:
         ConfigError: choices that clash, a choice that is not registered, never called or without influence, candidates
-            or inputs that differ in shape, an edge that is used elsewhere, or another number of outputs.
+            or inputs that differ in shape, an edge that is used elsewhere, another number of outputs, or a candidate
+            without the derivatives.
         Exception: an error of any other kind in the space's own code is raised as it is.
     """
     with preserved_randomness(), torch.enable_grad():
@@ -36,6 +41,8 @@ def check_space(space: nn.Module, *inputs: Tensor, outputs: int | None = None) -
         output = _checked(trial.run(*inputs), len(inputs[0]), outputs)
         trial.check_influence(output)
         trial.check_edges_are_not_used_elsewhere(*inputs)
+        if differentiated_twice:
+            trial.check_second_derivatives(*inputs)
 
 
 class _Trial:
@@ -93,6 +100,26 @@ class _Trial:
                     "once the edge is dropped"
                 )
 
+    def check_second_derivatives(self, *inputs: Tensor) -> None:
+        """Raise a `ConfigError` for a candidate that cannot be differentiated twice."""
+        given: dict[tuple[str, str], tuple[nn.Module, tuple[Any, ...]]] = {}  # to the first candidate of each name
+
+        def note(place: tuple[str, str], candidate: nn.Module, args: tuple[Any, ...]) -> None:
+            given.setdefault(place, (candidate, args))
+
+        for choice in self.returned:
+            if isinstance(choice, LayerChoice):
+                for name, candidate in choice.candidates.items():
+                    candidate.register_forward_pre_hook(partial(note, (choice.key, name)))
+        self.run(*inputs)
+        for (key, name), (candidate, args) in list(given.items()):
+            reason = _no_second_derivative(candidate, args)
+            if reason is not None:
+                raise ConfigError(
+                    f"candidate {name!r} of LayerChoice {key!r} cannot be differentiated twice, which an exact hypergradient "
+                    f"needs: {shorten(reason, 120)}"
+                )
+
     def _note(self, choice: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
         assert isinstance(choice, Choice)
         self.returned[choice].append(output)
@@ -122,6 +149,26 @@ def _gradients(output: Tensor, of: list[Tensor]) -> list[Tensor | None]:
     if not output.requires_grad or not of:
         return [None] * len(of)
     return list(torch.autograd.grad(output.sum(), of, allow_unused=True, retain_graph=True))
+
+
+def _no_second_derivative(module: nn.Module, args: tuple[Any, ...]) -> str | None:
+    """Return why a module cannot be differentiated twice, or None. The gradients of its parameters change."""
+    leaves = [
+        arg.detach().requires_grad_() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args
+    ]
+    output = module(*leaves)
+    if not isinstance(output, Tensor) or not output.requires_grad:
+        return None
+    asked = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    asked += [parameter for parameter in module.parameters() if parameter.requires_grad]
+    cotangent = torch.ones_like(output).requires_grad_()
+    try:
+        first = torch.autograd.grad(output, asked, cotangent, create_graph=True, allow_unused=True)
+        # To all leaves: where only some are asked for, torch leaves a path out that ends in an error.
+        torch.stack([g.sum() for g in first if g is not None and g.requires_grad]).sum().backward()
+    except RuntimeError as error:
+        return str(error)
+    return None
 
 
 def _checked(output: object, samples: int, outputs: int | None) -> Tensor:

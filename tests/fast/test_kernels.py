@@ -416,7 +416,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    tests = [str(here / name) for name in ("test_kernels.py", "test_fused.py", "test_operation_forms.py")]
+    tests = [str(here / name) for name in ("test_kernels.py", "test_forms.py", "test_operation_forms.py")]
     # Building would compile under the sanitizers, and -O1 rounds otherwise than -O3.
     options = [
         "-n",

@@ -17,6 +17,7 @@ from src.bilevel.hypergradient import Exact, FiniteDifference, FirstOrder, OneSi
 from src.common.batch_norm import synchronise
 from src.data.tasks import Classification
 from src.fast.fused import FusedSupernet
+from src.fast.merged import MergedSupernet
 from src.methods.discretizers import StrongestProduct
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels
@@ -37,7 +38,7 @@ HYPERGRADIENTS = {
     "one_sided": OneSided(),
     "exact": Exact(),
 }
-SPACES = {"reference": Supernet, "fused": FusedSupernet}
+SPACES = {"reference": Supernet, "fused": FusedSupernet, "merged": MergedSupernet}
 METHODS = {
     "darts": Method(),
     "beta_darts": Method(penalty=BetaDecay(weight=2.0)),
@@ -49,7 +50,7 @@ METHODS = {
 CASES = [("reference", hypergradient, True, "darts") for hypergradient in HYPERGRADIENTS]
 CASES += [
     (space, "finite_difference", synced, "darts")
-    for space, synced in (("reference", False), ("fused", True), ("fused", False))
+    for space, synced in (("reference", False), ("fused", True), ("fused", False), ("merged", True))
 ]
 CASES += [("reference", "first_order", True, method) for method in METHODS if method != "darts"]
 

@@ -1,10 +1,10 @@
-"""The fused supernet and network against the plain ones, which are their specification."""
+"""The fast forms of the supernet and of the network against the plain ones, which are their specification."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,10 +13,19 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from src.bench.measuring import operator_calls
+from src.bilevel.hypergradient import Bilevel, Exact
+from src.bilevel.unroll import VirtualStep
+from src.common.errors import ConfigError
 from src.fast import fused, kernels
+from src.fast.forms import IMPLEMENTATIONS, form_for, form_of, name_of_form
 from src.fast.fused import FusedNetwork, FusedSupernet
 from src.fast.kernels.build import library
 from src.fast.kernels.cells import Graph
+from src.fast.layout import plain_form
+from src.fast.merged import MergedSupernet
+from src.runs.build import build_network
+from src.spaces.check import check_space
 from src.spaces.cnn import modules, operations
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES
@@ -24,6 +33,8 @@ from src.spaces.cnn.network import Network
 from src.spaces.relaxed import RelaxedSpace
 
 TOLERANCE = 1e-10
+FORMS: list[type[Supernet]] = [FusedSupernet, MergedSupernet]
+each_form = pytest.mark.parametrize("form", FORMS)
 
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler: the plain form is used")
@@ -56,8 +67,8 @@ def relaxed(
     return RelaxedSpace(space, init_scale=1.0).to(dtype)
 
 
-def pair(**options: Any) -> tuple[RelaxedSpace, RelaxedSpace]:
-    plain, fast = relaxed(Supernet, **options), relaxed(FusedSupernet, **options)
+def pair(form: type[Supernet] = FusedSupernet, **options: Any) -> tuple[RelaxedSpace, RelaxedSpace]:
+    plain, fast = relaxed(Supernet, **options), relaxed(form, **options)
     fast.load_state_dict(plain.state_dict())
     return plain, fast
 
@@ -101,10 +112,13 @@ SUBSETS = [
 ]
 
 
+@each_form
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("size", [8, 7, 5])
-def test_output_gradients_and_statistics_equal_the_plain_supernets(size: int, training: bool) -> None:
-    plain, fast = pair(size=size)
+def test_output_gradients_and_statistics_equal_the_plain_supernets(
+    size: int, training: bool, form: type[Supernet]
+) -> None:
+    plain, fast = pair(form, size=size)
     for net in (plain, fast):
         net.train(training)
     torch.testing.assert_close(loss(fast, size), loss(plain, size), rtol=TOLERANCE, atol=0)
@@ -112,9 +126,10 @@ def test_output_gradients_and_statistics_equal_the_plain_supernets(size: int, tr
     check_same(dict(fast.named_buffers()), dict(plain.named_buffers()))
 
 
+@each_form
 @pytest.mark.parametrize("candidates", SUBSETS)
-def test_candidate_lists(candidates: tuple[str, ...]) -> None:
-    plain, fast = pair(candidates=candidates)
+def test_candidate_lists(candidates: tuple[str, ...], form: type[Supernet]) -> None:
+    plain, fast = pair(form, candidates=candidates)
     check_same(gradients(fast), gradients(plain))
     check_same(dict(fast.named_buffers()), dict(plain.named_buffers()))
 
@@ -138,7 +153,10 @@ class Squared(modules.DilatedConv):
         return super().forward(input) ** 2
 
 
-def test_operations_without_a_form_of_their_own_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+@each_form
+def test_operations_without_a_form_of_their_own_are_called(
+    monkeypatch: pytest.MonkeyPatch, form: type[Supernet]
+) -> None:
     own = {
         "scaled": lambda channels, stride, searching: Scaled(channels, stride),
         "squared": lambda channels, stride, searching: Squared(channels, 3, stride=stride, dilation=1, affine=False),
@@ -152,7 +170,7 @@ def test_operations_without_a_form_of_their_own_are_called(monkeypatch: pytest.M
     }
     for name, operation in own.items():
         monkeypatch.setitem(operations.OPERATIONS, name, operation)
-    plain, fast = pair(candidates=("none", *own, "dil_conv_3x3"))
+    plain, fast = pair(form, candidates=("none", *own, "dil_conv_3x3"))
     for net in (plain, fast):
         for name, parameter in net.named_parameters():
             if name.endswith("affine.3.weight"):
@@ -160,16 +178,18 @@ def test_operations_without_a_form_of_their_own_are_called(monkeypatch: pytest.M
     check_same(gradients(fast), gradients(plain))
 
 
-def test_float32_agrees_within_its_rounding() -> None:
-    plain, fast = relaxed(Supernet), relaxed(FusedSupernet, dtype=torch.float32)
+@each_form
+def test_float32_agrees_within_its_rounding(form: type[Supernet]) -> None:
+    plain, fast = relaxed(Supernet), relaxed(form, dtype=torch.float32)
     fast.load_state_dict(plain.state_dict())
     expected = {name: value for name, value in gradients(plain).items() if name.startswith("alphas.")}
     actual = {name: value for name, value in gradients(fast).items() if name in expected}
     check_same(actual, expected, tolerance=1e-4)
 
 
-def test_state_dicts_interchange() -> None:
-    plain, fast = relaxed(Supernet), relaxed(FusedSupernet)
+@each_form
+def test_state_dicts_interchange(form: type[Supernet]) -> None:
+    plain, fast = relaxed(Supernet), relaxed(form)
     assert {name: value.shape for name, value in plain.state_dict().items()} == {
         name: value.shape for name, value in fast.state_dict().items()
     }
@@ -263,8 +283,9 @@ def test_weight_only_pass() -> None:
     check_same(dict(zip(weights, grads, strict=True)), {name: expected[name] for name in weights})
 
 
-def test_functional_call_uses_the_given_weights_and_buffers() -> None:
-    plain, fast = pair()
+@each_form
+def test_functional_call_uses_the_given_weights_and_buffers(form: type[Supernet]) -> None:
+    plain, fast = pair(form)
     moved = {
         name: (value + 0.1 * torch.sin(value + 1)).detach().requires_grad_() for name, value in plain.named_parameters()
     }
@@ -322,17 +343,19 @@ def test_weights_changed_before_the_backward_pass_are_noticed() -> None:
         value.backward()
 
 
-def test_evaluation_needs_no_graph() -> None:
-    plain, fast = pair()
+@each_form
+def test_evaluation_needs_no_graph(form: type[Supernet]) -> None:
+    plain, fast = pair(form)
     with torch.no_grad():
         torch.testing.assert_close(loss(fast), loss(plain), rtol=TOLERANCE, atol=0)
 
 
-def test_without_kernels_operators_can_be_counted() -> None:
-    plain, fast = pair()
+@each_form
+def test_operators_are_counted_in_the_plain_form(form: type[Supernet]) -> None:
+    plain, fast = pair(form)
     counts = []
     for net in (plain, fast):
-        with torch.no_grad(), kernels.disabled(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), plain_form(), FlopCounterMode(display=False) as counter:
             loss(net)
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
@@ -367,3 +390,145 @@ def test_network_of_a_genotype(genotype: str, training: bool) -> None:
         results.append((dict(zip(names, grads, strict=True)), dict(network.named_buffers()), {"loss": value}))
     for actual, expected in zip(*reversed(results), strict=True):
         check_same(actual, expected)
+
+
+# The merged form
+
+
+def problem_of(net: RelaxedSpace) -> Bilevel:
+    images, labels = batch()
+    weights: dict[str, Tensor] = {name: net.get_parameter(name) for name in names_of_weights(net)}
+    alphas: dict[str, Tensor] = {name: value for name, value in net.named_parameters() if name not in weights}
+
+    def loss_of(weights: dict[str, Tensor], alphas: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(functional_call(net, {**weights, **alphas}, (images,)), labels)
+
+    return Bilevel(loss_of, loss_of, weights, alphas, VirtualStep(lr=0.1))
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_second_derivatives_of_the_merged_form(forward: bool) -> None:
+    """In both modes, and with an operation that is called."""
+    plain, merged = pair(MergedSupernet)
+    expected, actual = Exact(forward=False)(problem_of(plain)), Exact(forward=forward)(problem_of(merged))
+    check_same(actual.correction, expected.correction)
+    check_same(actual.total, expected.total)
+
+
+def test_the_merged_form_under_autocast_agrees_with_the_plain_one_within_its_rounding() -> None:
+    exact, _ = pair(MergedSupernet)
+    plain, merged = (net.to(torch.float32) for net in pair(MergedSupernet))
+    expected = {name: value for name, value in gradients(exact).items() if name.startswith("alphas.")}
+    errors = []
+    for net in (plain, merged):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = loss(net)
+        assert value.dtype == torch.float32
+        names, parameters = zip(*net.named_parameters(), strict=True)
+        found = dict(zip(names, torch.autograd.grad(value, parameters), strict=True))
+        total = torch.cat([found[name].double() - value for name, value in expected.items()])
+        errors.append(float(total.norm() / torch.cat([*expected.values()]).norm()))
+    assert errors[1] < 2 * errors[0] + 0.01, errors
+
+
+def test_the_merged_form_takes_few_operators() -> None:
+    """At the paper's candidates and nodes: a pass, forward and backward, takes at most 375 operators a cell."""
+    space = MergedSupernet(input_shape=(3, 8, 8), num_classes=3, channels=2, cells=3)
+    net = RelaxedSpace(space)
+    images, labels = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+    parameters = list(net.parameters())
+    calls = operator_calls(lambda: torch.autograd.grad(F.cross_entropy(net(images), labels), parameters))
+    assert 300 < calls.without_views < 3 * 480, calls
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return 2 * grad
+
+
+class OnceDifferentiable(Scaled):
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, Once.apply(super().forward(x)))
+
+
+def test_an_operation_that_cannot_be_differentiated_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch alone, its part of the second derivative would be left out without a word."""
+    monkeypatch.setitem(
+        operations.OPERATIONS, "once", lambda channels, stride, searching: OnceDifferentiable(channels, stride)
+    )
+    space = relaxed(Supernet, candidates=("dil_conv_3x3", "once")).space
+    images, _ = batch()
+    check_space(space, images, outputs=3)
+    with (
+        plain_form(),
+        pytest.raises(ConfigError, match=r"'once' of LayerChoice '\w+' cannot be differentiated twice.*once_"),
+    ):
+        check_space(space, images, outputs=3, differentiated_twice=True)
+    for names in (CANDIDATES, ("scaled", "sep_conv_3x3")):
+        monkeypatch.setitem(
+            operations.OPERATIONS, "scaled", lambda channels, stride, searching: Scaled(channels, stride)
+        )
+        check_space(relaxed(Supernet, candidates=names).space, images, outputs=3, differentiated_twice=True)
+
+
+def test_an_operation_without_a_forward_derivative_is_differentiated_in_reverse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Reversed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return 2 * ctx.saved_tensors[0] * grad
+
+    class InReverse(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return cast(Tensor, Reversed.apply(super().forward(x)))
+
+    monkeypatch.setitem(operations.OPERATIONS, "own", lambda channels, stride, searching: InReverse(channels, stride))
+    plain, merged = pair(MergedSupernet, candidates=("own", "dil_conv_3x3"))
+    hypergradient = Exact()
+    expected = Exact(forward=False)(problem_of(plain))
+    for _ in range(2):
+        check_same(hypergradient(problem_of(merged)).total, expected.total)
+
+
+# Which form
+
+
+def test_forms_are_chosen_by_the_device() -> None:
+    choices = [
+        (form_for(kind, device, differentiated_twice=twice), kind, device, twice)
+        for kind in (Supernet, Network)
+        for device in ("cpu", "cuda")
+        for twice in (False, True)
+    ]
+    assert [form for form, *_ in choices] == [
+        "fused", "reference", "merged", "merged", "fused", "reference", "reference", "reference",
+    ]  # fmt: skip
+    for name in IMPLEMENTATIONS[1:]:
+        kind = form_of(Supernet, name) if name != "reference" else Supernet
+        assert kind is not None
+        space = kind(input_shape=(3, 8, 8), num_classes=2, channels=2, cells=3)
+        assert name_of_form(space) == name
+    assert name_of_form(nn.Identity()) is None
+
+
+def test_an_unknown_form_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    node = {"_target_": "src.spaces.cnn.cells.Supernet", "channels": 2, "cells": 3}
+    with pytest.raises(
+        ConfigError, match=r"unknown space.impl 'merge', did you mean 'merged'\? \(allowed: auto, fused"
+    ):
+        build_network({**node, "impl": "merge"}, input_shape=(3, 8, 8), num_classes=2)
+    network = build_network({**node, "impl": "auto"}, device="cuda", input_shape=(3, 8, 8), num_classes=2)
+    assert type(network) is MergedSupernet
+    assert capsys.readouterr().err == ""

@@ -97,6 +97,7 @@ def cases() -> Iterator[Case]:
         yield from (Case("search", "merged", order, graphs=graphs) for order in orders)
     yield from (Case("search", "merged", order, precision="bf16", graphs=True) for order in orders)
     yield from (Case("search", "merged", "exact", graphs=graphs) for graphs in (True, False))
+    yield Case("search", "merged", "float64_difference", graphs=True)
     yield from (Case("search", form, "first_order") for form in ("published", "reference"))
     yield from (Case("search", "reference", order, graphs=True) for order in orders)
     yield from (Case("search", form, "finite_difference") for form in ("published", "reference"))

@@ -31,7 +31,7 @@ from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.spaces.cnn.network import Network
 from src.spaces.relaxed import RelaxedSpace
-from src.training.module import channels_last
+from src.training.module import in_layout, lay_out
 from src.training.search import SearchModule
 
 CLASSES = 10
@@ -168,7 +168,11 @@ def laid_out(form: str, batch: Batches) -> Batches:
     """Return a pair of batches with the images in the memory layout of a form."""
     if not form.endswith("channels_last"):
         return batch
-    return {name: (channels_last(images), labels) for name, (images, labels) in batch.items()}
+    return {name: (_channels_last(images), labels) for name, (images, labels) in batch.items()}
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def search_form(form: str, sizes: Sizes, hypergradient: Hypergradient, *, seed: int = 0) -> PublishedSearch | OurSearch:
@@ -232,9 +236,12 @@ def retrain_step(form: str, sizes: Sizes) -> Step:
     network.drop_path = 0.1
     images = torch.randn(sizes.retrain_batch, 3, sizes.image, sizes.image, device=sizes.device)
     labels = torch.randint(CLASSES, (sizes.retrain_batch,), device=sizes.device)
-    if ours or layout == "channels_last":
+    if ours:
+        lay_out(network)
+        images = in_layout(images)
+    elif layout == "channels_last":
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        images = channels_last(images)
+        images = _channels_last(images)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4, fused=ours)
 
     def step() -> None:

@@ -21,6 +21,8 @@ from src.bench.parts import PARTS, Part
 from src.bench.tables import line, table
 from src.bilevel.hypergradient import of_order
 from src.common.files import write_whole
+from src.common.terminal import duration
+from src.runs.devices import peak_memory
 
 EVERYTHING = [name for name, part in PARTS.items() if not part.by_name]
 SIZES = {
@@ -56,11 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes = _sizes(options, {**part.sizes, **((part.quick or {}) if options.quick else {})})
         machine = _machine(sizes.device)
         print(f"\n{name}: {machine}\n{_text(sizes)}{' (quick: small)' if options.quick else ''}", flush=True)
+        start = time.monotonic()
         rows: list[Row] = []
         results[name] = {"machine": machine, "sizes": asdict(sizes), "rows": rows}
         with closing(part.rows(sizes)) as measured:
             for row in measured:
                 rows.append(row)
+                results[name]["seconds"] = time.monotonic() - start
                 if options.json:
                     write_whole(Path(options.json), json.dumps(results, indent=2) + "\n")
                 if part.line_by_line:
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if time.monotonic() > deadline:
                     print(f"stopped after {options.minutes:g} minutes")
                     break
-        print(f"\n{table(rows)}", flush=True)
+        print(f"\n{table(rows)}\n\n{name} took {_took(time.monotonic() - start)}", flush=True)
         if time.monotonic() > deadline:
             break
     return 0
@@ -100,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _when(part: Part) -> str:
-    return " (only by its name)" if part.by_name else ""
+    notes = [part.takes] if part.takes else []
+    if part.by_name:
+        notes.append("only by its name")
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -126,6 +133,12 @@ def _sizes(options: argparse.Namespace, own: dict[str, Any]) -> Sizes:
     """Return the sizes of a part: those given in the command, else its own, else the paper's."""
     given = {f.name: value for f in fields(Sizes) if (value := getattr(options, f.name)) is not None}
     return Sizes(**{**own, **given})
+
+
+def _took(seconds: float) -> str:
+    """Return in words how long a part took, and the most memory that this process has had so far."""
+    peak = peak_memory(torch.device("cpu"))
+    return duration(seconds) + ("" if peak is None else f", this process at most {peak / 1e9:.1f} GB so far")
 
 
 def _text(sizes: Sizes) -> str:

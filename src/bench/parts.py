@@ -21,6 +21,7 @@ class Part:
     Attributes:
         rows: measures, and yields a row as soon as it is known.
         words: what it measures, for `--help`.
+        takes: how long it takes and how much memory, where that was measured, for `--help`.
         sizes: those of `Sizes` in which it differs from the paper's.
         quick: likewise, with `--quick`; None for a part that has no quick form.
         by_name: whether it runs only when it is named.
@@ -29,6 +30,7 @@ class Part:
 
     rows: Callable[[Sizes], Rows]
     words: str
+    takes: str = ""
     sizes: Mapping[str, int | str] = field(default_factory=dict)
     quick: Mapping[str, int | str] | None = None
     by_name: bool = False

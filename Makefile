@@ -57,7 +57,7 @@ format: $(VENV)/installed ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/installed ## this code against the paper's as published, side by side
+bench: $(VENV)/installed ## this code against the paper's as published, side by side; ARGS=--quick is smaller
 	$(BIN)/python -m src.bench $(ARGS)
 
 clean: ## remove .venv and caches; runs and data stay

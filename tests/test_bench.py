@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from src import bench
-from src.bench import comparisons, gpu
+from src.bench import comparisons, difference, gpu
 from src.bilevel.hypergradient import of_order
 
 SMALL = [
@@ -86,6 +86,22 @@ def test_rows_of_the_gpu_part_are_measured_here_too() -> None:
 def test_a_row_that_fails_tells_why() -> None:
     rows = list(gpu.measure(gpu.Case("search", "no such form", "first_order"), SIZES))
     assert [row["error"] for row in rows] == ["KeyError: 'no such form'"]
+
+
+def test_the_error_of_the_difference_is_that_of_kinks(monkeypatch) -> None:
+    monkeypatch.setattr(difference, "DIRECTIONS", 1)
+    point = difference.Errors(SIZES, 0).at(1)
+    row = point.errors(0.001)
+    assert row["truncation"] < 1e-3  # the exact product and the smooth difference are calculated independently
+    assert row["frozen, float32"] < 0.02
+    assert row["kinks"] == pytest.approx(row["error"], rel=0.05)
+    assert row["kinks"] > 0.1
+    assert 0 < row["units that change"] < 0.1
+    assert point.judged(point.exact)["whole gradient"] == 0
+    at_w = point.double.plain.weight_loss(point.double.plain.weights, point.double.plain.alphas)
+    with point.patterns.freeze():
+        frozen = point.double.plain.weight_loss(point.double.plain.weights, point.double.plain.alphas)
+    assert float(frozen.detach()) == pytest.approx(float(at_w.detach()), rel=1e-12)
 
 
 @pytest.mark.slow

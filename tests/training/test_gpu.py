@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import pytest
@@ -357,9 +357,9 @@ def test_differences_are_taken_without_tf32(monkeypatch: pytest.MonkeyPatch) -> 
 class Side:
     """A gradient of which a difference is taken, where the weights are. (The error of a difference has other reasons.)"""
 
-    order = 2
-    unrolls = True
-    differentiates_twice = False
+    order: ClassVar[int] = 2
+    unrolls: ClassVar[bool] = True
+    differentiates_twice: ClassVar[bool] = False
 
     def __call__(self, problem: Bilevel) -> AlphaGradient:
         side = problem.alpha_gradient(problem.weights)

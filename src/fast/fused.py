@@ -1,8 +1,9 @@
 """The supernet, and the network of a genotype, written to be fast: the same functions of the same parameters.
 
 The plain forms (src/spaces/cnn/cells.py, src/spaces/cnn/network.py) call an operator, and write an image, for every step of
-every operation. Here a cell of the supernet is one function with a hand-written gradient, made of the few kernels in
-src/fast/kernels. docs/fast.md has what each idea saves.
+every operation. Here a cell of the supernet is one function with a hand-written gradient. Where all of its operations have
+a fast form it is one call of C++ (src/fast/whole.py); otherwise it is made of the few kernels in src/fast/kernels, as below.
+docs/fast.md has what each idea saves.
 
 - What several edges would compute from one state (its ReLU, its pools) is computed once; `none` is never computed.
 - ReLU, depthwise and pointwise convolution are one kernel, which also computes what BatchNorm needs to know of its output

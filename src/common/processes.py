@@ -71,3 +71,8 @@ class Total(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Sum what the processes send back."""
         return cast(Tensor, Total.apply(grad))
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Sum the tangents: the sum is linear."""
+        return cast(Tensor, Total.apply(tangent))

@@ -355,8 +355,8 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
 def has_channels_last(device: torch.device) -> bool:
     """Return whether images have their channels innermost in memory on a device.
 
-    It is faster on a CPU. On a GPU it gave the plain cells a wrong gradient of the alphas in float32, off by 22 % where
-    float64 was right to 1e-15 (NVIDIA H200, PyTorch 2.11), and the merged cells, then in the usual layout, a right one.
+    It is faster on a CPU. On a GPU, the gradient of a padded average pool is wrong in that layout, without an error, in
+    PyTorch 2.11 and others (pytorch/pytorch#188344): the alphas' gradient in the plain cells was off by 22 %.
     """
     return device.type != "cuda"
 

@@ -11,7 +11,7 @@ from src.bench.forms import Sizes
 from src.bench.gpu import gpu
 from src.bench.measuring import Rows
 
-SMALL: dict[str, int | str] = {"channels": 4, "cells": 3, "nodes": 2, "batch": 32, "image": 16, "pairs": 2}
+SMALL: dict[str, int | str] = {"channels": 4, "cells": 3, "nodes": 2, "batch": 32, "image": 16, "pairs": 1}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Part:
 PARTS = {
     "search": Part(comparisons.search, "a whole search step of order 1 and 2", quick=SMALL),
     "hypergradient": Part(
-        comparisons.hypergradient, "the hypergradients, along a real search", quick={**SMALL, "pairs": 1, "steps": 5}
+        comparisons.hypergradient, "the hypergradients, along a real search", quick={**SMALL, "steps": 5}
     ),
     "retrain": Part(
         comparisons.retrain,
@@ -48,7 +48,7 @@ PARTS = {
         quick={"retrain_channels": 16, "retrain_cells": 8, "retrain_batch": 32, "pairs": 2},
     ),
     "data": Part(comparisons.data, "images per second into the network", quick={"pairs": 2}),
-    "growth": Part(comparisons.growth, "how a search step grows with each size", quick={**SMALL, "pairs": 1}),
+    "growth": Part(comparisons.growth, "how a search step grows with each size", quick=SMALL),
     "demo": Part(
         comparisons.demo,
         "a search step at the size of `make demo`, with one thread and two",

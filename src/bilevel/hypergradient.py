@@ -231,7 +231,7 @@ class Exact:
         (gradients,) = problem.gradients(problem.weight_loss(weights, _detached(problem.alphas)), weights)
         v, direct, loss = problem.at(problem.virtual_weights(gradients))
         alphas = _leaves(problem.alphas)
-        with warnings.catch_warnings(), forward_ad.dual_level():
+        with warnings.catch_warnings(), problem.full_precision(), forward_ad.dual_level():
             # torch makes some of its forward derivatives by a function that it has itself declared outdated.
             warnings.filterwarnings("ignore", message="`torch.jit.script", category=FutureWarning)
             moving = {

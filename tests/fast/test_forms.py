@@ -396,7 +396,7 @@ def test_network_of_a_genotype(genotype: str, training: bool) -> None:
 
 
 def problem_of(net: RelaxedSpace) -> Bilevel:
-    images, labels = batch()
+    images, labels = batch(dtype=next(net.parameters()).dtype)
     weights: dict[str, Tensor] = {name: net.get_parameter(name) for name in names_of_weights(net)}
     alphas: dict[str, Tensor] = {name: value for name, value in net.named_parameters() if name not in weights}
 
@@ -413,6 +413,19 @@ def test_second_derivatives_of_the_merged_form(forward: bool) -> None:
     expected, actual = Exact(forward=False)(problem_of(plain)), Exact(forward=forward)(problem_of(merged))
     check_same(actual.correction, expected.correction)
     check_same(actual.total, expected.total)
+
+
+@pytest.mark.parametrize("forward", [True, False])
+@pytest.mark.parametrize("form", [Supernet, MergedSupernet])
+def test_second_derivatives_under_autocast(form: type[Supernet], forward: bool) -> None:
+    """They are taken in full precision, of operations that autocast would give inputs of two types."""
+    net = relaxed(form, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = Exact(forward=forward)(problem_of(net))
+    for correction in found.correction.values():
+        assert correction.dtype == torch.float32
+        assert correction.isfinite().all()
+        assert correction.norm() > 0
 
 
 def test_the_merged_form_under_autocast_agrees_with_the_plain_one_within_its_rounding() -> None:

@@ -73,6 +73,7 @@ def build_retrained(
         architecture=architecture,
         weights=weights,
         device=device_type(config.trainer.get("accelerator", "auto")),
+        autocast="mixed" in str(config.trainer.get("precision")),
     )
 
 

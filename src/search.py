@@ -63,6 +63,7 @@ def build_module(config: DictConfig, data: DataModule) -> SearchModule:
     space = build_network(
         config.space,
         device=device_type(config.trainer.get("accelerator", "auto")),
+        autocast="mixed" in str(config.trainer.get("precision")),
         differentiated_twice=hypergradient.differentiates_twice,
         input_shape=data.input_shape,
         num_classes=data.task.outputs,
@@ -104,6 +105,7 @@ def two_samples(data: DataModule) -> Tensor:
 def search(config: DictConfig, folder: Path) -> None:
     """Run one search into `folder`."""
     with mistakes():
+        check_precision(config.trainer.get("precision", "32-true"))
         data = build_data(config)
         module = build_module(config, data)
         check_optimizers(module)
@@ -129,7 +131,6 @@ def search(config: DictConfig, folder: Path) -> None:
             first=[Opening(folder, record), EpochAlphas(folder), *build_diagnostics(config)],
             last=[metrics, EpochArchitectures(folder)],
         )
-        check_precision(trainer.precision)
         run = claim(folder, config, record, trainer, module)
     with recorded(run):
         run.fit(module, data)

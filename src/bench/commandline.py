@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import platform
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -121,6 +122,11 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
             parser.error(f"--{name} must be 1 or more, got {value}")
     if options.minutes is not None and options.minutes <= 0:
         parser.error(f"--minutes must be more than 0, got {options.minutes:g}")
+    if options.json:
+        try:
+            tempfile.TemporaryFile(dir=Path(options.json).absolute().parent).close()
+        except OSError as error:
+            parser.error(f"--json must be in a folder that can be written, got {options.json} ({error.strerror})")
     slow = [part for part in options.parts if PARTS[part].quick is None]
     if options.quick and slow:
         parser.error(f"--quick: {slow[0]} has no quick form, give it smaller sizes")

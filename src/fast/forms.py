@@ -31,17 +31,19 @@ def has_forms(kind: object) -> bool:
     return isinstance(kind, type) and any(base in forms for forms in _FORMS.values() for base in kind.__mro__)
 
 
-def form_for(kind: object, device: str, *, differentiated_twice: bool) -> str:
+def form_for(kind: object, device: str, *, autocast: bool = False, differentiated_twice: bool = False) -> str:
     """Return the form in which `kind` is fastest on a type of device, by the measurements in docs/speed.md.
 
     Args:
         kind: of a space or network.
         device: `cpu`, `cuda`, ...
+        autocast: whether it runs under autocast, which the fused form does not know.
         differentiated_twice: whether second derivatives are taken, which the fused form has not.
     """
-    if device == "cpu" and not differentiated_twice and kernels.library() is not None and form_of(kind, "fused"):
+    has_kernels = device == "cpu" and not autocast and kernels.library() is not None
+    if has_kernels and not differentiated_twice and form_of(kind, "fused"):
         return "fused"
-    return "merged" if device != "cpu" and form_of(kind, "merged") else REFERENCE
+    return "merged" if form_of(kind, "merged") else REFERENCE
 
 
 def name_of_form(network: nn.Module) -> str | None:

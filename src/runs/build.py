@@ -22,7 +22,7 @@ from src.callbacks.checkpoint import Checkpoints
 from src.callbacks.loggers import OfRun
 from src.callbacks.scalars import Scalars
 from src.common.batch_norm import synchronise
-from src.common.errors import ConfigError, unknown
+from src.common.errors import ConfigError, must_be, unknown
 from src.data.modules import DataModule
 from src.fast.forms import IMPLEMENTATIONS, REFERENCE, form_for, form_of, has_forms
 from src.fast.layout import plain_form
@@ -71,22 +71,28 @@ def record_of(data: DataModule) -> dict[str, Any]:
     return data.task.record() | data.record()
 
 
-def build_network(space: Any, *, device: str = "cpu", differentiated_twice: bool = False, **supplied: Any) -> nn.Module:
+def build_network(
+    space: Any, *, device: str = "cpu", autocast: bool = False, differentiated_twice: bool = False, **supplied: Any
+) -> nn.Module:
     """Return the network of a config's `space`, in the form that `space.impl` asks for; say where it cannot be had.
 
     Args:
         space: the node.
         device: the type of device that it is to run on, for space.impl=auto.
+        autocast: whether it runs under autocast, in which the kernels of a fused form do not compute.
         differentiated_twice: whether the run takes second derivatives, which a fused form does not have.
         supplied: what the space is told besides its own settings, where it takes it: `input_shape`, `num_classes`.
     """
     settings, impl = _space(space)
     kind = locate(settings[TARGET], "space")
     if impl == "auto":
-        impl = form_for(kind, device, differentiated_twice=differentiated_twice)
-    elif impl == "fused" and differentiated_twice:
-        print("space.impl=fused: an exact hypergradient differentiates twice, the reference is used", file=sys.stderr)
-        impl = REFERENCE
+        impl = form_for(kind, device, autocast=autocast, differentiated_twice=differentiated_twice)
+    elif impl == "fused" and (differentiated_twice or autocast):
+        impl = form_for(kind, device, autocast=autocast, differentiated_twice=differentiated_twice)
+        why = (
+            "an exact hypergradient differentiates twice" if differentiated_twice else "autocast is not for its kernels"
+        )
+        print(f"space.impl=fused: {why}, space.impl={impl} is used", file=sys.stderr)
     if impl not in (None, REFERENCE):
         form = form_of(kind, impl)
         if form is None:
@@ -105,6 +111,7 @@ def build_evaluated(
     architecture: Architecture | None,
     weights: Mapping[str, Tensor] | None = None,
     device: str = "cpu",
+    autocast: bool = False,
 ) -> tuple[nn.Module, Architecture]:
     """Return the network that a genotype is trained as, and its architecture.
 
@@ -116,9 +123,11 @@ def build_evaluated(
         architecture: of the evaluation network; None for a space, which reads the genotype itself.
         weights: of the space to start from; None starts from new ones.
         device: the type of device that it is to run on.
+        autocast: whether it runs under autocast.
     """
     settings, _ = split_training(space)
-    supplied: dict[str, Any] = {"input_shape": tuple(input_shape), "num_classes": num_classes, "device": device}
+    supplied: dict[str, Any] = {"input_shape": tuple(input_shape), "num_classes": num_classes}
+    supplied |= {"device": device, "autocast": autocast}
     if architecture is not None:
         return build_network(settings, architecture=architecture, **supplied), architecture
     return fixed_network(lambda: build_network(settings, **supplied), genotype, weights=weights)
@@ -187,6 +196,11 @@ def build_trainer(
         gpus = torch.cuda.device_count()
         if gpus > 1:  # jobs may run side by side
             settings["devices"] = [own_gpu(gpus)]
+    wanted = settings.get("accelerator")
+    if not torch.cuda.is_available() and (
+        wanted == "cuda" or (wanted == "gpu" and not torch.backends.mps.is_available())
+    ):
+        raise must_be("trainer.accelerator", "auto or cpu, since PyTorch finds no GPU on this machine", wanted)
     trainer: L.Trainer = build(
         settings,
         "trainer",

@@ -32,7 +32,7 @@ def check_space(
 
     Raises:
         ConfigError: choices that clash, a choice that is not registered, never called or without influence, candidates
-            or inputs that differ in shape, an edge that is used elsewhere, another number of outputs, or a candidate
+            or inputs that differ in shape, a candidate that writes into its input, an edge that is used elsewhere, another number of outputs, or a candidate
             without the derivatives.
         Exception: an error of any other kind in the space's own code is raised as it is.
     """
@@ -60,6 +60,9 @@ class _Trial:
         kind = next((p for p in self.space.parameters() if p.is_floating_point()), torch.zeros(()))
         for choice in self.returned:
             choice.register_forward_hook(self._note)
+            if isinstance(choice, LayerChoice):
+                for name, candidate in choice.candidates.items():
+                    _watch_writing(choice, name, candidate)
             if isinstance(choice, InputChoice):
                 choice.register_forward_pre_hook(self._detach)
             if isinstance(choice, LayerChoice) or not choice.over_edges:
@@ -136,6 +139,24 @@ class _Trial:
     def _detach(self, choice: nn.Module, inputs: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...] | None:
         assert isinstance(choice, Choice)
         return ([term.detach() for term in inputs[0]],) if self.detaching and _may_drop_edges(choice) else None
+
+
+def _watch_writing(choice: LayerChoice, name: str, candidate: nn.Module) -> None:
+    """Have a candidate raise a `ConfigError` when it writes into its input."""
+    versions: list[tuple[Tensor, int]] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        versions[:] = [(arg, arg._version) for arg in args if isinstance(arg, Tensor)]
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if any(arg._version != version for arg, version in versions):
+            raise ConfigError(
+                f"candidate {name!r} of {words(choice)} writes into its input, which the other candidates read too; a "
+                "module in it may have inplace=True"
+            )
+
+    candidate.register_forward_pre_hook(before)
+    candidate.register_forward_hook(after)
 
 
 def _may_drop_edges(choice: nn.Module) -> TypeGuard[InputChoice]:

@@ -432,9 +432,12 @@ def _of_gradient(gradient: AlphaGradient) -> Tensors:
     return values
 
 
-def check_precision(precision: str) -> None:
-    """Raise a `ConfigError` for a precision in which gradients by `torch.autograd.grad` would be scaled or too coarse."""
-    if precision not in PRECISIONS:
+def check_precision(precision: Any) -> None:
+    """Raise a `ConfigError` for a precision in which gradients by `torch.autograd.grad` would be scaled or too coarse.
+
+    It must be asked what was set: on a CPU, Lightning takes bf16-mixed for 16-mixed without a word.
+    """
+    if str(precision) not in (*PRECISIONS, "32", "64"):
         raise unknown("precision of a search", precision, PRECISIONS)
 
 

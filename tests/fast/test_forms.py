@@ -526,8 +526,9 @@ def test_forms_are_chosen_by_the_device() -> None:
         for twice in (False, True)
     ]
     assert [form for form, *_ in choices] == [
-        "fused", "reference", "merged", "merged", "fused", "reference", "reference", "reference",
+        "fused", "merged", "merged", "merged", "fused", "reference", "reference", "reference",
     ]  # fmt: skip
+    assert form_for(Supernet, "cpu", autocast=True) == "merged"
     for name in IMPLEMENTATIONS[1:]:
         kind = form_of(Supernet, name) if name != "reference" else Supernet
         assert kind is not None

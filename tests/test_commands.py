@@ -195,7 +195,7 @@ class TestSearch:
             "search: digits, darts, order 2, seed 3",
             rf"  folder    {re.escape(str(folder))}",
             rf"  device    {device}",
-            rf"  network   {result['params']:,} weights, {result['macs']:,} multiply-adds a sample",
+            rf"  network   {result['params']:,} weights, {result['macs']:,} multiply-adds a sample; (fused|merged) form",
             r"            40 alphas in 10 choices",
             r"  data      1x8x8; 719 samples for the weights, 719 samples for the alphas",
             r"            validation on the alphas' half",

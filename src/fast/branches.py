@@ -22,6 +22,7 @@ from src.fast import kernels
 from src.fast.kernels import Geometry
 from src.fast.known import Known
 from src.fast.layout import PlainFormNeededError
+from src.fast.norms import Statistics
 from src.spaces.cnn.modules import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv
 
 
@@ -609,29 +610,6 @@ def affine_parameters(norms: Sequence[nn.BatchNorm2d]) -> list[Tensor]:
     if not norms or norms[0].weight is None:
         return []
     return [*(norm.weight for norm in norms), *(norm.bias for norm in norms)]
-
-
-class Statistics:
-    """The statistics of a batch that BatchNorms are to remember; three operators update all of one momentum."""
-
-    def __init__(self) -> None:
-        self.by_momentum: dict[float, tuple[list[nn.BatchNorm2d], list[Tensor], list[Tensor]]] = {}
-
-    def add(self, norms: Sequence[nn.BatchNorm2d], means: Tensor, variances: Tensor) -> None:
-        """Note means and unbiased variances (K, C) for K norms of one momentum."""
-        dtype = cast(Tensor, norms[0].running_mean).dtype
-        momentum = cast(float, norms[0].momentum)
-        lists = self.by_momentum.setdefault(momentum, ([], [], []))
-        for noted, more in zip(lists, (norms, means.to(dtype), variances.to(dtype)), strict=True):
-            noted.extend(more)  # pyright: ignore[reportArgumentType]
-
-    @torch.no_grad()
-    def update_norms(self) -> None:
-        """Move the running statistics, in place: they may be buffers that torch.func.functional_call put there."""
-        for momentum, (norms, means, variances) in self.by_momentum.items():
-            torch._foreach_lerp_([cast(Tensor, norm.running_mean) for norm in norms], means, momentum)
-            torch._foreach_lerp_([cast(Tensor, norm.running_var) for norm in norms], variances, momentum)
-            torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
 
 
 def as_edges(images: Tensor) -> Tensor:

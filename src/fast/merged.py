@@ -19,7 +19,6 @@ where the result could differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -31,6 +30,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from src.common.batch_norm import SyncedBatchNorm, normalised, processes_joined_by
 from src.fast.known import Known, Memory, is_original
 from src.fast.layout import Before, Column, Layout, PlainFormNeededError, plain_form_is_wanted
+from src.fast.norms import Statistics
 from src.spaces.cnn.cells import Cell, CellPlan, Supernet
 from src.spaces.cnn.modules import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv
 
@@ -139,13 +139,8 @@ def _setting(norms: Sequence[nn.BatchNorm2d]) -> _Setting:
     return settings.pop()
 
 
-@dataclass
-class _Statistics:
-    """What the BatchNorms of a cell are to remember."""
-
-    norms: list[nn.BatchNorm2d] = field(default_factory=list)
-    means: list[Tensor] = field(default_factory=list)
-    variances: list[Tensor] = field(default_factory=list)
+class _Norms(Statistics):
+    """The BatchNorms of a cell, in one pass."""
 
     def normalise(
         self, x: Tensor, norms: Sequence[nn.BatchNorm2d], weight: Tensor | None = None, *, copies: int = 1
@@ -178,37 +173,19 @@ class _Statistics:
             mean, variance = x.new_zeros(2, x.shape[1], dtype=setting.dtype).unbind()
             output = F.batch_norm(x, mean, variance, weight, training=True, momentum=1.0, eps=setting.eps)
         if setting.training:
-            self.norms += norms
-            self.means += self._of_norms(mean, setting, copies)
-            self.variances += self._of_norms(variance, setting, copies)
+            shape = -1, copies, setting.channels
+            of_norms = [v.detach().view(-1, 1, setting.channels).expand(shape).flatten(0, 1) for v in (mean, variance)]
+            self.add(norms, *of_norms)
         return output
-
-    @staticmethod
-    def _of_norms(values: Tensor, setting: _Setting, copies: int) -> list[Tensor]:
-        parts = values.detach().to(setting.dtype).split(setting.channels)
-        return [part for part in parts for _ in range(copies)]
-
-    @torch.no_grad()
-    def update_norms(self) -> None:
-        """Move the running statistics, in place: they may be buffers that torch.func.functional_call put there."""
-        by_momentum: dict[float, list[int]] = {}
-        for index, norm in enumerate(self.norms):
-            by_momentum.setdefault(cast(float, norm.momentum), []).append(index)
-        for momentum, indices in by_momentum.items():
-            buffers = [self.norms[index]._buffers for index in indices]
-            for name, noted in (("running_mean", self.means), ("running_var", self.variances)):
-                running = [cast(Tensor, buffer[name]) for buffer in buffers]
-                torch._foreach_lerp_(running, [noted[index] for index in indices], momentum)
-            torch._foreach_add_([cast(Tensor, buffer["num_batches_tracked"]) for buffer in buffers], 1)
 
 
 class _Pass:
-    """One forward pass through a cell: its assembled weights, its mixing weights and its statistics."""
+    """One forward pass through a cell: its assembled weights, its mixing weights and its BatchNorms."""
 
     def __init__(self, weights: list[Tensor], rows: list[Tensor]) -> None:
         self.weights = weights
         self.rows = rows
-        self.statistics = _Statistics()
+        self.norms = _Norms()
 
 
 class _Rows:
@@ -307,7 +284,7 @@ class _Convolutions:
             weight = now.rows[self.rows][:, None].expand(-1, self.channels).reshape(-1)
             if halves:
                 weight = torch.cat([weight.new_ones(halves), weight])
-        z = now.statistics.normalise(z, self.norms, weight)
+        z = now.norms.normalise(z, self.norms, weight)
         results = []
         if self.rows is not None:
             finals = z if not halves else z[:, halves:]
@@ -425,7 +402,7 @@ class _Front:
             for reduction, norms, rows in self.reductions:
                 z = reduction(rectified, now)
                 weight = now.rows[rows][:, None].expand(-1, channels).reshape(-1)
-                z = now.statistics.normalise(z, norms, weight)
+                z = now.norms.normalise(z, norms, weight)
                 terms.append(z.view(count, states, self.edges, channels, *z.shape[2:]).sum(1))
         if self.shared_rows is not None:
             terms.append(self._shared(x, now))
@@ -456,12 +433,12 @@ class _Front:
             normed = torch.cat(images[: self.normed], dim=1) if self.normed > 1 else images[0]
             images = images[self.normed :]
             if self.pool_norms[0].training:
-                images.insert(0, now.statistics.normalise(normed, self.pool_norms, copies=self.edges))
+                images.insert(0, now.norms.normalise(normed, self.pool_norms, copies=self.edges))
             else:  # each edge has running statistics of its own
                 of_normed, rows = rows.split([self.normed * states, rows.shape[1] - self.normed * states], dim=1)
                 normed = normed.view(count, -1, 1, channels, height, width).expand(-1, -1, self.edges, -1, -1, -1)
                 weight = of_normed.t()[:, :, None].expand(-1, -1, channels).reshape(-1)
-                normed = now.statistics.normalise(normed.reshape(count, -1, height, width), self.pool_norms, weight)
+                normed = now.norms.normalise(normed.reshape(count, -1, height, width), self.pool_norms, weight)
                 results.append(normed.view(count, -1, *shape[1:]).sum(1))
         if images:
             joined = torch.cat(images, dim=1) if len(images) > 1 else images[0]
@@ -569,7 +546,7 @@ class _Form(Layout):
             self.refused.add(circumstances)
             return None
         self.tried.add(circumstances)
-        now.statistics.update_norms()
+        now.norms.update_norms()
         return output
 
     def _output(self, before_last: Tensor, last: Tensor, rows: list[Tensor], now: _Pass) -> Tensor:
@@ -595,10 +572,10 @@ class _Form(Layout):
             module: Any = self.inputs[place][0]
             if place in self.input_weights:
                 z = F.conv2d(F.relu(x).contiguous(), now.weights[self.input_weights[place]])
-                states.append(now.statistics.normalise(z, [module[2]]))
+                states.append(now.norms.normalise(z, [module[2]]))
             elif place in self.input_reductions:
                 z = self.input_reductions[place](F.relu(x)[:, None], now)
-                states.append(now.statistics.normalise(z, [module.norm]))
+                states.append(now.norms.normalise(z, [module.norm]))
             else:
                 states.append(module(x).contiguous())
         if states[0].shape != states[1].shape:

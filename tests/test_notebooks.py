@@ -33,7 +33,10 @@ def test_stored_without_outputs(path: Path) -> None:
             assert cell.execution_count is None
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[] if path is NOTEBOOKS[0] else pytest.mark.slow) for path in NOTEBOOKS],
+)
 def test_runs(path: Path) -> None:
     notebook = read(path)
     NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()

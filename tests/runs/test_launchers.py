@@ -33,6 +33,7 @@ def test_a_refused_job_does_not_cost_the_other(plugin: str, settings: list[str],
     assert "batch_size must be 1 or more, got 0" in refused["error"]
 
 
+@pytest.mark.slow
 def test_sigterm_stops_the_jobs_too(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     folder = tmp_path / "sweep"

@@ -48,6 +48,7 @@ def assert_rows_close(one: Path, other: Path) -> None:
                 assert value == right[name]
 
 
+@pytest.mark.slow
 def test_search_on_halves_of_batches_equals_one_process(tmp_path: Path) -> None:
     out = finish(
         "search", *SEARCH, *TWO, *PLAIN, "order=2", "trainer.sync_batchnorm=true", f"folder={tmp_path / 'two'}"

@@ -137,7 +137,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 def _sizes(options: argparse.Namespace, own: dict[str, Any]) -> Sizes:
     """Return the sizes of a part: those given in the command, else its own, else the paper's."""
-    given = {f.name: value for f in fields(Sizes) if (value := getattr(options, f.name)) is not None}
+    given = {f.name: value for f in fields(Sizes) if (value := getattr(options, f.name, None)) is not None}
     return Sizes(**{**own, **given})
 
 
@@ -150,7 +150,7 @@ def _took(seconds: float) -> str:
 def _text(sizes: Sizes) -> str:
     """Return the sizes in which a part differs from the paper's, and the precision."""
     paper = Sizes()
-    own = {f.name: getattr(sizes, f.name) for f in fields(Sizes) if f.name not in ("device", "precision")}
+    own = {f.name: getattr(sizes, f.name) for f in fields(Sizes) if f.name not in ("device", "precision", "memory")}
     changed = [f"{name} {value}" for name, value in own.items() if value != getattr(paper, name)]
     return f"{sizes.precision}, " + (", ".join(changed) or "the paper's sizes")
 

@@ -51,7 +51,9 @@ def search(sizes: Sizes) -> Rows:
         own = compare({form: search_step(form, sizes, hypergradient) for form in SEARCH_FORMS}, sizes)
         for row in own:
             form = row["form"]
-            memory = peak_memory(["--measure", form, "--order", str(order), *size_arguments(sizes)], sizes.device)
+            memory = None
+            if sizes.memory:
+                memory = peak_memory(["--measure", form, "--order", str(order), *size_arguments(sizes)], sizes.device)
             calls = operator_calls(search_step(form, counted(sizes), hypergradient))
             # The published form with channels_last rounds as the reference does.
             ours = {"published": None, "published, channels_last": "reference"}.get(form, form)
@@ -75,6 +77,7 @@ def hypergradient(sizes: Sizes) -> Rows:
             ["--measure", form, "--hypergradient", name, "--order", "2", *size_arguments(sizes)], sizes.device
         )
         for form, name in HYPERGRADIENT_FORMS
+        if sizes.memory
     }
     done = 0
     for point in (0, sizes.steps, 4 * sizes.steps):
@@ -98,7 +101,7 @@ def hypergradient(sizes: Sizes) -> Rows:
                 "hypergradient": name,
                 "space.impl": form,
                 "seconds": statistics.median(seconds[f"{name}, {form}"]),
-                "GB": memory[form, name],
+                "GB": memory.get((form, name)),
                 "gradient off by": float((own_total - total).norm() / total.norm()),
                 "gradient cosine": float(F.cosine_similarity(own_total, total, dim=0)),
                 "correction off by": float((own_correction - correction).norm() / correction.norm()),

@@ -72,6 +72,7 @@ class Sizes:
         retrain_batch: images in a retrain batch.
         device: `cpu` or `cuda`.
         precision: `fp32`, or `bf16` for autocast.
+        memory: whether the peaks of memory are measured, each in a process of its own, which takes seconds to start.
     """
 
     channels: int = 16
@@ -87,6 +88,7 @@ class Sizes:
     retrain_batch: int = 96
     device: str = "cpu"
     precision: str = "fp32"
+    memory: bool = True
 
 
 class OurSearch:

@@ -11,7 +11,9 @@ from src.bench.forms import Sizes
 from src.bench.gpu import gpu
 from src.bench.measuring import Rows
 
-SMALL: dict[str, int | str] = {"channels": 4, "cells": 3, "nodes": 2, "batch": 32, "image": 16, "pairs": 1}
+SMALL: dict[str, int | str] = {
+    "channels": 4, "cells": 3, "nodes": 2, "batch": 32, "image": 16, "pairs": 1, "memory": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

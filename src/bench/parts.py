@@ -12,7 +12,7 @@ from src.bench.gpu import gpu
 from src.bench.measuring import Rows
 
 SMALL: dict[str, int | str] = {
-    "channels": 4, "cells": 3, "nodes": 2, "batch": 32, "image": 16, "pairs": 1, "memory": False,
+    "channels": 4, "cells": 3, "nodes": 2, "batch": 16, "image": 8, "pairs": 1, "memory": False,
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ class Part:
 PARTS = {
     "search": Part(comparisons.search, "a whole search step of order 1 and 2", quick=SMALL),
     "hypergradient": Part(
-        comparisons.hypergradient, "the hypergradients, along a real search", quick={**SMALL, "steps": 5}
+        comparisons.hypergradient, "the hypergradients, along a real search", quick={**SMALL, "steps": 3}
     ),
     "retrain": Part(
         comparisons.retrain,

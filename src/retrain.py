@@ -34,6 +34,7 @@ from src.runs.build import (
     build_schedule,
     build_trainer,
     check_optimizers,
+    circumstances,
     count_macs,
     count_params,
     input_dtype,
@@ -41,7 +42,6 @@ from src.runs.build import (
     split_training,
 )
 from src.runs.claim import claim, recorded
-from src.runs.devices import device_type
 from src.runs.folder import RunFolder, genotype_in
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.plan import say_plan
@@ -72,8 +72,7 @@ def build_retrained(
         num_classes=data.task.outputs,
         architecture=architecture,
         weights=weights,
-        device=device_type(config.trainer.get("accelerator", "auto")),
-        autocast="mixed" in str(config.trainer.get("precision")),
+        **circumstances(config),
     )
 
 

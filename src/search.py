@@ -32,13 +32,13 @@ from src.runs.build import (
     build_schedule,
     build_trainer,
     check_optimizers,
+    circumstances,
     count_macs,
     count_params,
     input_dtype,
     record_of,
 )
 from src.runs.claim import claim, recorded
-from src.runs.devices import device_type
 from src.runs.folder import RunFolder
 from src.runs.launch import command_of_job, launch, mistakes
 from src.runs.plan import say_plan
@@ -62,8 +62,7 @@ def build_module(config: DictConfig, data: DataModule) -> SearchModule:
     method.check_order(unrolls=hypergradient.unrolls)
     space = build_network(
         config.space,
-        device=device_type(config.trainer.get("accelerator", "auto")),
-        autocast="mixed" in str(config.trainer.get("precision")),
+        **circumstances(config),
         differentiated_twice=hypergradient.differentiates_twice,
         input_shape=data.input_shape,
         num_classes=data.task.outputs,

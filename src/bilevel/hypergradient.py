@@ -139,9 +139,9 @@ class FirstOrder:
 class FiniteDifference:
     """The paper's second order: the mixed product by a central difference (equation 8). Five passes a search step.
 
-    The weights are moved by `epsilon` / |v| along v, both ways. The error is O(epsilon^2) where the losses are smooth. They
-    are not: on the way, ReLUs and max pools switch. The smaller epsilon is, the fewer do, and the more of the difference is
-    rounding. In float64 it can be so small that neither matters (docs/hypergradients.md).
+    The weights are moved by `epsilon` / |v| along v, both ways. The error is O(epsilon^2) where the losses are smooth. With
+    ReLUs and max pools they are not: those that switch on the way make nearly all of the error, which grows as epsilon
+    falls, until none switches. That takes an epsilon that only float64 can tell from 0 (docs/hypergradients.md).
 
     Attributes:
         epsilon: the length by which the weights move.

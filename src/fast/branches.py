@@ -22,7 +22,7 @@ from src.fast import kernels
 from src.fast.kernels import Geometry
 from src.fast.known import Known
 from src.fast.layout import PlainFormNeededError
-from src.fast.norms import Statistics
+from src.fast.norms import Setting, Statistics, setting_of
 from src.spaces.cnn.modules import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv
 
 
@@ -35,16 +35,6 @@ class Incoming(NamedTuple):
     into: Tensor | None  # where the state's gradient is written; None if it is not needed
     add: bool  # whether it is added to what is there
     needs_weights: bool
-
-
-class Setting(NamedTuple):
-    """What BatchNorms must have in common to be computed together."""
-
-    kind: type[nn.BatchNorm2d]
-    training: bool
-    eps: float
-    momentum: float
-    affine: bool
 
 
 class Branch:
@@ -86,24 +76,11 @@ class Branch:
 
 
 def _setting(norms: Sequence[nn.BatchNorm2d], dtype: torch.dtype) -> Setting | None:
-    """Return the setting of all norms; None if they differ, or if one has tensors of another dtype or no momentum."""
-    result = None
-    for norm in norms:
-        parameters, buffers = norm._parameters, norm._buffers
-        weight, bias = parameters["weight"], parameters["bias"]
-        affine = weight is not None
-        tensors = [buffers["running_mean"], buffers["running_var"], *((weight, bias) if affine else ())]
-        channels = (norm.num_features,)
-        for tensor in tensors:
-            if tensor is None or tensor.dtype != dtype or not tensor.is_cpu or tensor.shape != channels:
-                return None
-        if norm.momentum is None or buffers["num_batches_tracked"] is None or (bias is not None) != affine:
-            return None
-        setting = Setting(type(norm), norm.training, norm.eps, norm.momentum, affine)
-        if result is not None and setting != result:
-            return None
-        result = setting
-    return result
+    """Return the setting of all norms; None if they have none in common, or not one of a CPU and of this dtype."""
+    setting = setting_of(norms)
+    if setting is None or setting.dtype != dtype or setting.device.type != "cpu":
+        return None
+    return setting
 
 
 def branch_of(operations: Sequence[nn.Module], known: Sequence[Known | None], dtype: torch.dtype) -> Branch:

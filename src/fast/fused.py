@@ -38,14 +38,13 @@ from src.fast.branches import (
     Incoming,
     Normal,
     PlainFormNeededError,
-    Setting,
     affine_parameters,
     as_edges,
     branch_of,
 )
 from src.fast.known import Known, Memory, is_original, is_unedited, known
 from src.fast.layout import Before, Layout
-from src.fast.norms import Statistics
+from src.fast.norms import Setting, Statistics
 from src.fast.whole import Reading, Wholes, check_first_order
 from src.spaces.cnn.cells import Cell, CellPlan, Supernet
 from src.spaces.cnn.genotypes import NodeEdges

@@ -19,7 +19,7 @@ where the result could differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from src.common.batch_norm import SyncedBatchNorm, normalised, processes_joined_by
 from src.fast.known import Known, Memory, is_original
 from src.fast.layout import Before, Column, Layout, PlainFormNeededError, plain_form_is_wanted
-from src.fast.norms import Statistics
+from src.fast.norms import Statistics, setting_of
 from src.spaces.cnn.cells import Cell, CellPlan, Supernet
 from src.spaces.cnn.modules import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv
 
@@ -60,6 +60,26 @@ class MergedCell(Cell):
         return super().forward(before_last, last)
 
 
+class _Gather:
+    """Parts of a vector, in any order, that one gather puts in place."""
+
+    def __init__(self) -> None:
+        self._indices: list[Tensor] = []
+        self._index: Tensor | None = None
+
+    def add(self, index: Tensor) -> int:
+        """Note a part by the places of its entries, of which negative ones count from the end; return its own place."""
+        self._indices.append(index)
+        return len(self._indices) - 1
+
+    def take(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """Return the parts of a vector, which always has the same length."""
+        if self._index is None or self._index.device != vector.device:
+            index = torch.cat(self._indices)
+            self._index = index.where(index >= 0, index + len(vector)).to(vector.device)
+        return vector.index_select(0, self._index).split([len(index) for index in self._indices])
+
+
 class _Weights:
     """Weights of many convolutions, assembled into a few tensors by one concatenation and one gather."""
 
@@ -67,8 +87,7 @@ class _Weights:
         self.convolutions: list[nn.Conv2d] = []
         self._length = 0
         self._shapes: list[tuple[int, ...]] = []
-        self._indices: list[Tensor] = []
-        self._index: Tensor | None = None
+        self._gather = _Gather()
 
     def add(self, convolutions: Sequence[nn.Conv2d], shape: Sequence[int], *, side: int | None = None) -> int:
         """Note a tensor of the given shape that holds weights one after the other, and return its place.
@@ -79,14 +98,13 @@ class _Weights:
         for convolution in convolutions:
             weight = cast(Tensor, convolution._parameters["weight"])
             index = self._length + torch.arange(weight.numel()).view(weight.shape)
-            if side is not None:  # -1 is what `assemble` puts at the end: zero
+            if side is not None:  # the last entry, which `assemble` makes zero
                 index = F.pad(index, [(side - weight.shape[-1]) // 2] * 4, value=-1)
             indices.append(index.flatten())
             self.convolutions.append(convolution)
             self._length += weight.numel()
         self._shapes.append(tuple(shape))
-        self._indices.append(torch.cat(indices))
-        return len(self._shapes) - 1
+        return self._gather.add(torch.cat(indices))
 
     def assemble(self) -> list[Tensor] | None:
         """Return the tensors that were noted; None where a weight is not what a module of this kind has."""
@@ -97,46 +115,8 @@ class _Weights:
         for weight in weights:
             if type(weight) not in (Tensor, nn.Parameter) or weight.dtype != first.dtype:
                 return None
-        index = self._index
-        if index is None or index.device != first.device:
-            index = torch.cat(self._indices)
-            self._index = index = index.where(index >= 0, self._length).to(first.device)
-        flat = _flatten_dense_tensors([*weights, first.new_zeros(1)])
-        parts = flat.index_select(0, index).split([len(index) for index in self._indices])
+        parts = self._gather.take(_flatten_dense_tensors([*weights, first.new_zeros(1)]))
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
-
-
-class _Setting(NamedTuple):
-    """What BatchNorms must have in common to be computed as one."""
-
-    kind: type[nn.BatchNorm2d]
-    training: bool
-    eps: float
-    momentum: float
-    channels: int
-    dtype: torch.dtype
-    device: torch.device
-
-
-def _setting(norms: Sequence[nn.BatchNorm2d]) -> _Setting:
-    """Return the setting of all norms.
-
-    Raises:
-        PlainFormNeededError: they differ, or one keeps no running statistics.
-    """
-    settings = set()
-    for norm in norms:
-        mean, variance = norm._buffers["running_mean"], norm._buffers["running_var"]
-        if norm.momentum is None or mean is None or variance is None or norm._buffers["num_batches_tracked"] is None:
-            raise PlainFormNeededError
-        if mean.shape != (norm.num_features,) or variance.shape != mean.shape or variance.dtype != mean.dtype:
-            raise PlainFormNeededError
-        settings.add(
-            _Setting(type(norm), norm.training, norm.eps, norm.momentum, norm.num_features, mean.dtype, mean.device)
-        )
-    if len(settings) != 1:
-        raise PlainFormNeededError
-    return settings.pop()
 
 
 class _Norms(Statistics):
@@ -152,7 +132,9 @@ class _Norms(Statistics):
         Raises:
             PlainFormNeededError: the BatchNorms cannot be computed as one, or the batch has one pixel and no variance.
         """
-        setting = _setting(norms)
+        setting = setting_of(norms)
+        if setting is None:
+            raise PlainFormNeededError
         count = x.shape[0] * x.shape[2] * x.shape[3]
         if x.shape[1] * copies != setting.channels * len(norms) or (setting.training and count == 1):
             raise PlainFormNeededError
@@ -182,32 +164,10 @@ class _Norms(Statistics):
 class _Pass:
     """One forward pass through a cell: its assembled weights, its mixing weights and its BatchNorms."""
 
-    def __init__(self, weights: list[Tensor], rows: list[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor], rows: Sequence[Tensor]) -> None:
         self.weights = weights
         self.rows = rows
         self.norms = _Norms()
-
-
-class _Rows:
-    """Mixing weights of a cell, put in place by one concatenation and one gather."""
-
-    def __init__(self) -> None:
-        self._sizes: list[int] = []
-        self._indices: list[int] = []
-        self._index: Tensor | None = None
-
-    def add(self, places: Sequence[int]) -> int:
-        """Note a vector of the weights at some places of the cell's concatenated rows, and return its own place."""
-        self._indices += places
-        self._sizes.append(len(places))
-        return len(self._sizes) - 1
-
-    def assemble(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Return the vectors that were noted."""
-        flat = torch.cat(list(rows))
-        if self._index is None or self._index.device != flat.device:
-            self._index = torch.tensor(self._indices, device=flat.device)
-        return list(flat.index_select(0, self._index).split(self._sizes))
 
 
 class _Convolutions:
@@ -326,10 +286,13 @@ class _Reductions:
 class _Front:
     """S states that are complete at once, and the K edges that leave each of them, as one operation."""
 
-    def __init__(self, columns: list[list[Column]], offsets: list[list[int]], weights: _Weights, rows: _Rows) -> None:
+    def __init__(self, columns: list[list[Column]], offsets: list[list[int]], weights: _Weights, rows: _Gather) -> None:
         """Take the columns of each state, and where in the cell's rows the mixing weights of each edge begin."""
         self.states, self.edges = len(columns), len(offsets[0])
-        flat_offsets = [offset for of_state in offsets for offset in of_state]
+
+        def rows_of(*places: int) -> int:
+            return rows.add(torch.tensor([o + place for place in places for of_state in offsets for o in of_state]))
+
         self.called: list[int] = []  # the candidates without a merged form
         self.identities: list[int] = []
         self.reductions: list[tuple[_Reductions, list[nn.BatchNorm2d], int]] = []  # and where their rows are
@@ -349,8 +312,7 @@ class _Front:
                 pools.append((place, operations))
             elif what.kind is FactorizedReduce:
                 norms = [operation.norm for operation in operations]
-                places = rows.add([offset + place for offset in flat_offsets])
-                self.reductions.append((_Reductions(weights, operations, self.states), norms, places))
+                self.reductions.append((_Reductions(weights, operations, self.states), norms, rows_of(place)))
             else:
                 separable = what.kind is SeparableConv
                 first = [operation[0] if separable else operation for operation in operations]
@@ -364,11 +326,10 @@ class _Front:
             wholes = group[len(halves) :]
             second = None
             if halves:
-                places = rows.add([offset + place for place, _, _ in halves for offset in flat_offsets])
-                second = _Convolutions(
-                    weights, [cast(list[Any], layer[2]) for layer in halves], self.edges, rows=places
-                )
-            places = rows.add([o + place for place, _, _ in wholes for o in flat_offsets]) if wholes else None
+                layers_of_second = [cast(list[Any], layer[2]) for layer in halves]
+                places = rows_of(*(place for place, _, _ in halves))
+                second = _Convolutions(weights, layers_of_second, self.edges, rows=places)
+            places = rows_of(*(place for place, _, _ in wholes)) if wholes else None
             self.convolutions.append(
                 _Convolutions(weights, [layer[1] for layer in group], self.edges, len(halves), second, places)
             )
@@ -381,7 +342,7 @@ class _Front:
         self.shared_rows = None
         if shared:
             places = [offsets[s][k] + place for k in range(self.edges) for place in shared for s in range(self.states)]
-            self.shared_rows = rows.add(places)
+            self.shared_rows = rows.add(torch.tensor(places))
 
     @property
     def is_merged(self) -> bool:
@@ -475,7 +436,7 @@ class _Form(Layout):
         self.tried: set[_Circumstances] = set()  # in which it is not
         if not self.is_usable:
             return
-        self.weights, self.rows = _Weights(), _Rows()
+        self.weights, self.rows = _Weights(), _Gather()  # of the convolutions, and of the cell's mixing weights
         self.input_reductions: dict[int, _Reductions] = {}
         self.input_weights: dict[int, int] = {}
         for place, (module, what) in enumerate(self.inputs):
@@ -533,7 +494,7 @@ class _Form(Layout):
         if weights is None or any(row is None for row in rows):
             return None
         flat = cast(list[Tensor], rows)
-        now = _Pass(weights, self.rows.assemble(flat))
+        now = _Pass(weights, self.rows.take(torch.cat(flat)))
         # Whether called operations leave room for another order is found out once: it takes copies of their buffers.
         before = None if circumstances in self.tried or not self.called else Before(self.called, last.device)
         try:

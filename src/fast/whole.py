@@ -28,10 +28,10 @@ from src.fast.branches import (
     Reduce,
     Same,
     Separable,
-    Setting,
 )
 from src.fast.kernels import Geometry
 from src.fast.kernels.cells import BranchOf, Graph, Kind, Norm, SourceOf, State
+from src.fast.norms import Setting
 
 
 class Reading(NamedTuple):
@@ -177,7 +177,7 @@ def check_first_order() -> None:
     silently drops the path through the function.
     """
     if torch.is_grad_enabled():  # by create_graph=True
-        raise RuntimeError("the fused supernet has no second derivatives; space.impl=reference has")
+        raise RuntimeError("the fused supernet has no second derivatives; space.impl=merged and reference have")
 
 
 def _whole_of(readings: Sequence[Reading], inputs: Sequence[Tensor], *, outputs: int, columns: int) -> Whole | None:

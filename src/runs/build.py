@@ -27,7 +27,7 @@ from src.data.modules import DataModule
 from src.fast.forms import IMPLEMENTATIONS, REFERENCE, form_for, form_of, has_forms
 from src.fast.layout import plain_form
 from src.runs.checkpoints import WholeCheckpoints
-from src.runs.devices import own_gpu
+from src.runs.devices import device_type, own_gpu
 from src.runs.loggers import identity_of
 from src.runs.sweeps import is_job
 from src.runs.targets import TARGET, build, check, fit, locate, plain, within
@@ -85,14 +85,15 @@ def build_network(
     """
     settings, impl = _space(space)
     kind = locate(settings[TARGET], "space")
+    suited = form_for(kind, device, autocast=autocast, differentiated_twice=differentiated_twice)
     if impl == "auto":
-        impl = form_for(kind, device, autocast=autocast, differentiated_twice=differentiated_twice)
+        impl = suited
     elif impl == "fused" and (differentiated_twice or autocast):
-        impl = form_for(kind, device, autocast=autocast, differentiated_twice=differentiated_twice)
-        why = (
-            "an exact hypergradient differentiates twice" if differentiated_twice else "autocast is not for its kernels"
-        )
-        print(f"space.impl=fused: {why}, space.impl={impl} is used", file=sys.stderr)
+        why = "autocast is not for its kernels"
+        if differentiated_twice:
+            why = "an exact hypergradient differentiates twice"
+        print(f"space.impl=fused: {why}, space.impl={suited} is used", file=sys.stderr)
+        impl = suited
     if impl not in (None, REFERENCE):
         form = form_of(kind, impl)
         if form is None:
@@ -100,6 +101,15 @@ def build_network(
         else:
             settings[TARGET] = f"{form.__module__}.{form.__qualname__}"
     return build(settings, "space", **supplied)
+
+
+def circumstances(config: DictConfig) -> dict[str, Any]:
+    """Return what of a composed config's trainer `build_network` chooses a form by: the device, and whether it autocasts."""
+    trainer = config.trainer
+    return {
+        "device": device_type(trainer.get("accelerator", "auto")),
+        "autocast": "mixed" in str(trainer.get("precision")),
+    }
 
 
 def build_evaluated(

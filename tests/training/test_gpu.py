@@ -13,7 +13,7 @@ import importlib.util
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -382,6 +382,17 @@ def test_twenty_steps_with_graphs_equal_those_without(order: int, form: str, det
     assert found.replays == dict.fromkeys(PARTS, 17)
 
 
+def take_without_waiting(steps: Steps, data: Sequence[Any]) -> None:
+    """Take steps on the batches; a wait of the host for the device is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in data:
+            steps.search.step_alphas(batch, steps.weights, steps.alphas)
+            steps.search.step_weights(batch["weights"], steps.weights)
+    finally:
+        torch.cuda.set_sync_debug_mode(0)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("order", [1, 2])
 def test_the_host_waits_in_no_step(order: int, form: str) -> None:
@@ -389,13 +400,7 @@ def test_the_host_waits_in_no_step(order: int, form: str) -> None:
     data = on(CUDA, batches(8))
     steps.take(data[:4])
     recorded(steps.search)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for batch in data[4:]:
-            steps.search.step_alphas(batch, steps.weights, steps.alphas)
-            steps.search.step_weights(batch["weights"], steps.weights)
-    finally:
-        torch.cuda.set_sync_debug_mode(0)
+    take_without_waiting(steps, data[4:])
     assert steps.replays == dict.fromkeys(PARTS, 5)
 
 
@@ -403,13 +408,7 @@ def test_the_host_waits_in_no_usual_step() -> None:
     steps = Steps(2, graphs=False)
     data = on(CUDA, batches(4))
     steps.take(data[:2])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for batch in data[2:]:
-            steps.search.step_alphas(batch, steps.weights, steps.alphas)
-            steps.search.step_weights(batch["weights"], steps.weights)
-    finally:
-        torch.cuda.set_sync_debug_mode(0)
+    take_without_waiting(steps, data[2:])
 
 
 def test_an_odd_batch_runs_as_usual(deterministic: None) -> None:

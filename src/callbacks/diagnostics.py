@@ -247,7 +247,7 @@ def _due(every: int | None, trainer: L.Trainer, batch_idx: int) -> bool:
 
 
 def _watched(trainer: L.Trainer, module: SearchModule) -> bool:
-    return bool(trainer.loggers) and module.current_epoch >= module.method.frozen_epochs
+    return bool(trainer.loggers) and not module.is_frozen
 
 
 def _log(trainer: L.Trainer, step: int, values: Mapping[str, Tensor | float]) -> None:

@@ -38,7 +38,8 @@ class Method:
         penalty: a function of the alphas that is added to their loss.
         perturbation: changes the mixing weights in the weights' step.
         discretizer: from mixing weights to an architecture.
-        frozen_epochs: number of epochs at the start that train the weights only.
+        frozen_epochs: epochs at the start that train the weights only: an integer is their number, a float below 1 is
+            their share of all epochs, as in scikit-learn's `train_size`.
 
     Raises:
         ConfigError: the choices cannot be combined.
@@ -51,11 +52,12 @@ class Method:
     penalty: Penalty | None = None
     perturbation: Perturbation | None = None
     discretizer: Discretizer = Strongest()
-    frozen_epochs: int = 0
+    frozen_epochs: int | float = 0
 
     def __post_init__(self) -> None:
-        if self.frozen_epochs < 0:
-            raise must_be("frozen_epochs", "0 or more", self.frozen_epochs)
+        if not (self.frozen_epochs >= 0 if isinstance(self.frozen_epochs, int) else 0 <= self.frozen_epochs < 1):
+            allowed = "a number of epochs (an integer, 0 or more) or a share of them (below 1)"
+            raise must_be("frozen_epochs", allowed, self.frozen_epochs)
         for slot, choice in (("penalty", self.penalty), ("perturbation", self.perturbation)):
             if choice is not None and self.relaxation.kind not in choice.fits:
                 raise ConfigError(
@@ -80,7 +82,7 @@ class Method:
 
     def check_epochs(self, epochs: int, parameters: Mapping[str, Tensor]) -> None:
         """Raise a `ConfigError` unless a search of so many epochs trains the alphas, with legal values in each epoch."""
-        if self.frozen_epochs >= epochs:
+        if self.frozen_of(epochs) >= epochs:
             raise must_be("frozen_epochs", f"less than the number of epochs ({epochs})", self.frozen_epochs)
         alphas, generator = _under(ALPHAS, parameters), torch.Generator()
         rows, noise = self.relaxation.expected(alphas), self.relaxation.draw(alphas, generator)
@@ -94,6 +96,15 @@ class Method:
             if self.perturbation is not None:
                 with _within("perturbation"):
                     self.perturbation(rows, lambda rows: torch.stack(list(rows.values())).sum(), progress, generator)
+
+    def frozen_of(self, epochs: int) -> int:
+        """Return how many epochs of a search train the weights only.
+
+        A share is rounded to the nearest number of epochs that leaves one for the alphas.
+        """
+        if isinstance(self.frozen_epochs, int):
+            return self.frozen_epochs
+        return min(round(self.frozen_epochs * epochs), epochs - 1)
 
     def relax(self, space: torch.nn.Module, *, init_scale: float = 1e-3) -> RelaxedSpace:
         """Return the space with its alphas, with each LayerChoice replaced by its mixed operation; `space` is changed.

@@ -155,7 +155,7 @@ class _Probe(L.Callback):
         self._plan: Iterator[tuple[int, bool]] = iter(())
         self._next: tuple[int, bool] | None = None  # samples of the next step, and whether alphas are frozen in it
         self._mark = 0.0
-        self._frozen_epochs = module.method.frozen_epochs if isinstance(module, SearchModule) else 0
+        self._frozen_epochs = module.method.frozen_of(config.epochs) if isinstance(module, SearchModule) else 0
 
     def measure(self, trainer: L.Trainer, data: Any) -> None:
         """Train until everything is measured.

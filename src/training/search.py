@@ -197,7 +197,7 @@ class SearchModule(TrainingModule):
         weight_optimizer, alpha_optimizer = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
         start = mark(self.device)
         gradient = None
-        if self.current_epoch >= self.method.frozen_epochs:
+        if not self.is_frozen:
             gradient = self.step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)
         middle = mark(self.device)
         loss, outputs = self.step_weights(batch["weights"], weight_optimizer)
@@ -336,6 +336,11 @@ class SearchModule(TrainingModule):
     def progress(self) -> Progress:
         """How far the search is."""
         return Progress(self.current_epoch, self._epochs)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether this epoch trains the weights only."""
+        return self.progress.epoch < self.method.frozen_of(self.progress.epochs)
 
     def loss_on(self, batch: Batch, *, noise: Tensors | None = None, scores: list[Tensor] | None = None) -> Loss:
         """Return the loss on a batch as a function of (weights, alphas) that leaves this module as it is.

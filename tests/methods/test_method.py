@@ -55,7 +55,14 @@ class Sigmoid(Softmax):
             {"discretizer": StrongestProduct()},
             "edge_weights must be true with the discretizer StrongestProduct, got False",
         ),
-        ({"frozen_epochs": -1}, "frozen_epochs must be 0 or more, got -1"),
+        *(
+            (
+                {"frozen_epochs": value},
+                "frozen_epochs must be a number of epochs (an integer, 0 or more) or a share of them (below 1), "
+                f"got {value}",
+            )
+            for value in (-1, -0.1, 1.0, float("nan"))
+        ),
     ],
 )
 def test_which_choices_go_together(choices: dict[str, Any], message: str | None) -> None:
@@ -100,6 +107,19 @@ def test_what_goes_with_a_number_of_epochs(choices: dict[str, Any], epochs: int,
         return
     with pytest.raises(ConfigError, match=f"^{message}$"):
         method.check_epochs(epochs, parameters)
+
+
+@pytest.mark.parametrize(
+    ("frozen_epochs", "epochs", "expected"),
+    [
+        (0, 50, 0), (15, 50, 15), (0.0, 50, 0), (0.3, 50, 15), (0.3, 24, 7), (0.3, 6, 2), (0.29, 100, 29), (0.3, 1, 0),
+        (0.99, 6, 5), (0.99, 1, 0),
+    ],
+)  # fmt: skip
+def test_frozen_epochs_are_a_number_or_a_share(frozen_epochs: float, epochs: int, expected: int) -> None:
+    method = Method(frozen_epochs=frozen_epochs)
+    assert method.frozen_of(epochs) == expected
+    method.check_epochs(epochs, {"alphas.edge": torch.zeros(3)})
 
 
 def test_a_space_of_ones_own() -> None:

@@ -16,7 +16,7 @@ METHODS = {
     "beta_darts": ["method=beta_darts", "order=2"],
     "sdarts_rs": ["method=sdarts_rs"],
     "gdas": ["method=gdas"],
-    "pc_darts": ["method=pc_darts", "method.frozen_epochs=1", "method.mixed_op.k=2"],
+    "pc_darts": ["method=pc_darts", "method.mixed_op.k=2"],  # of two epochs, 0.3 freezes one
 }
 
 
@@ -91,9 +91,14 @@ def test_cut_off_twice_and_resumed(
         ),
         (["method=pc_darts", "method.mixed_op.k=0"], "k must be 1 or more, got 0"),
         (
-            ["method=pc_darts"],
+            ["method=pc_darts", "method.frozen_epochs=15"],
             "method.frozen_epochs must be less than the number of epochs (1), got 15",
         ),
+        (
+            ["method=pc_darts", "method.frozen_epochs=1.5"],
+            "frozen_epochs must be a number of epochs (an integer, 0 or more) or a share of them (below 1), got 1.5",
+        ),
+        (["method.frozen_epochs=half"], "method.frozen_epochs must be a whole number or a number, got 'half'"),
         (
             ["method=gdas", "epochs=3", "method.relaxation.temperature.last=0"],
             "method.relaxation.temperature must be above 0 in every epoch, got 0 in epoch 2",

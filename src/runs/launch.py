@@ -21,7 +21,12 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from src.common.errors import ConfigError, Interrupted
 from src.common.shell import override, pastable, shell_word
 from src.common.terminal import refuse, say
-from src.runs import placing, sweeps, workers
+from src.runs import (
+    orders,  # noqa: F401  which conf/ refers to
+    placing,
+    sweeps,
+    workers,
+)
 from src.runs.build import check_targets
 from src.runs.claim import RunFailed, is_first_process
 from src.runs.commandline import as_typed, drop_inherited, is_sweep, only_shows, ready

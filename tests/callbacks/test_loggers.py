@@ -348,7 +348,7 @@ def test_the_command_of_the_sweep_that_wandb_plans() -> None:
     done = run("search", "--cfg", "job", *line[3:])
     assert done.code == 0, done.err
     config = OmegaConf.create(done.out)
-    assert (config.optimizer.alphas.lr, config.order, config.seed, config.epochs) == (0.003, 2, 3, 6)
+    assert (config.optimizer.alphas.lr, config.order, config.seed, config.epochs) == (0.003, 2, 3, 24)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic, for wandb-workspaces

@@ -9,6 +9,7 @@ setup(
     packages=[*find_packages(include=["src", "src.*"]), "src.conf"],
     package_dir={"src.conf": "conf"},
     package_data={
+        "src.benchmarks": ["tables/*"],
         "src.conf": ["**/*.yaml"],
         "src.fast.kernels": ["*.cpp", "*.h"],
         "src.reports": ["*.jinja", "*.css", "*.js"],

@@ -1,0 +1,1 @@
+"""Tables of what architectures reach once they are trained, so that a search can be judged without training them."""

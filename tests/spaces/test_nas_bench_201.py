@@ -1,0 +1,90 @@
+"""The space of NAS-Bench-201 and the published table, against numbers of its authors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conformance.space import SpaceConformance
+
+from src.architectures.architecture import Architecture
+from src.benchmarks.nas_bench_201 import nas_bench_201
+from src.common.errors import ConfigError
+from src.spaces.choices import fix
+from src.spaces.nas_bench_201 import NasBench201, to_text
+
+# Rows to the base 5, with the millions of weights that the published table has for them on CIFAR-10.
+PARAMS = {
+    "111111": 0.073306,
+    "000000": 0.073306,
+    "333132": 1.073466,
+    "032301": 0.587386,
+    "244300": 0.344346,
+    "421014": 0.101306,
+    "410034": 0.316346,
+}
+
+
+def of(digits: str) -> Architecture:
+    return nas_bench_201().architecture(int(digits, 5))
+
+
+@pytest.mark.parametrize("digits", PARAMS)
+def test_networks_have_as_many_weights_as_the_published_ones(digits: str) -> None:
+    network = fix(NasBench201(input_shape=(3, 32, 32), num_classes=10, affine=True), of(digits))
+    assert sum(weight.numel() for weight in network.parameters()) == round(PARAMS[digits] * 1e6)
+
+
+def test_the_best_architecture_is_the_published_one() -> None:
+    table = nas_bench_201()
+    best = table.architecture(int(table.accuracies.argmax()))
+    assert (
+        to_text(best)
+        == "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_1x1~2|"
+    )
+    assert table.standing(best) == pytest.approx((0.9160667, 1 - 0.5 / 15625, 0.0), abs=1e-6)
+
+
+def test_an_architecture_of_skips_has_the_accuracy_that_the_literature_gives_for_darts() -> None:
+    assert round(100 * nas_bench_201("cifar10").standing(of("111111")).accuracy, 2) == 39.77
+
+
+@pytest.mark.parametrize(("data", "best"), [("cifar10", 91.61), ("cifar100", 73.49), ("imagenet16_120", 46.73)])
+def test_the_table_is_whole(data: str, best: float) -> None:
+    table = nas_bench_201(data)
+    assert table.runs.shape == (15625, 3)
+    assert (np.isfinite(table.runs).sum(axis=1) >= 2).all()
+    assert round(100 * table.accuracies.max(), 2) == best
+
+
+def test_rows_and_architectures_are_one_to_one() -> None:
+    table = nas_bench_201()
+    for row in (0, 1, 5, 3124, 7777, 15624):
+        assert table.row(table.architecture(row)) == row
+
+
+def test_what_the_table_does_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"the table has n1_p0 as one of zeroize, skip_connect, .*, got none"):
+        nas_bench_201().row(Architecture({"n1_p0": "none"}))
+    with pytest.raises(ConfigError, match="cifar10, cifar100, imagenet16_120"):
+        nas_bench_201("cifar")
+
+
+class TestConformance(SpaceConformance):
+    def space(self) -> NasBench201:
+        return NasBench201(input_shape=(3, 8, 8), num_classes=4, channels=2, cells=1)
+
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        return (torch.randn(4, 3, 8, 8),)
+
+
+def test_a_fixed_network_computes_what_its_graph_says() -> None:
+    """The cell |conv~0|+|zeroize~0|skip~1|+|skip~0|zeroize~1|pool~2| is x + pool(conv(x))."""
+    torch.manual_seed(0)
+    network = fix(NasBench201(input_shape=(3, 8, 8), num_classes=2, channels=2, cells=1), of("301104")).eval()
+    cell: Any = network.get_submodule("layers.0")
+    x = torch.randn(2, 2, 8, 8)
+    conv, pool = cell.edges["n1_p0"], cell.edges["n3_p2"]
+    assert torch.equal(cell(x), x + pool(conv(x)))

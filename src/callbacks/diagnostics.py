@@ -152,7 +152,8 @@ class Diagnostics(L.Callback):
         if trainer.sanity_checking or batch_idx >= self.gap_batches or not trainer.loggers:
             return
         inputs, targets = batch
-        mixing = pl_module.method.evaluated({name: alpha.detach() for name, alpha in pl_module.alphas().items()})
+        alphas = {name: alpha.detach() for name, alpha in pl_module.alphas().items()}
+        mixing = pl_module.method.evaluated(alphas, pl_module.progress)
         chosen = one_hot(pl_module.derive().choices, pl_module.net.candidates(), mixing)
         with self._beside("gap", pl_module, None), _batch_statistics(pl_module):
             scores = [

@@ -29,6 +29,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from src.fast import kernels
@@ -204,10 +205,12 @@ class _Form(Layout):
     def _whole(self, before_last: Tensor, last: Tensor, rows: list[list[Tensor]]) -> Tensor | None:
         """Return the output by one call, or None where it takes several."""
         inputs = before_last, last
-        whole = self.wholes.of(inputs, self._readings, outputs=self.nodes, columns=len(self.columns[0]))
+        columns = max(map(len, self.columns))
+        whole = self.wholes.of(inputs, self._readings, outputs=self.nodes, columns=columns)
         if whole is None:
             return None
-        return whole.output(inputs, torch.stack([row for state in rows for row in state]).to(last.dtype))
+        flat = [row if len(row) == columns else F.pad(row, (0, columns - len(row))) for state in rows for row in state]
+        return whole.output(inputs, torch.stack(flat).to(last.dtype))
 
     def _readings(self, dtype: torch.dtype) -> list[Reading]:
         """Return what reads the states: the two inputs, which preprocessing makes states 2 and 3 of, and the nodes."""

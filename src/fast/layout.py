@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from src.fast import kernels
 from src.fast.known import Known, is_unedited, known
@@ -44,18 +45,45 @@ def plain_form_is_wanted() -> bool:
 
 
 class Edge(NamedTuple):
-    """An edge, its node's choice of edges, and its place among them."""
+    """An edge, its node's choice of edges, and its place among them.
+
+    `skip` is the place of the candidate that computes what the edge's auxiliary does; None where the edge has no
+    auxiliary, or one with a column of its own.
+    """
 
     edge: LayerChoice
     switch: InputChoice
     place: int
+    skip: int | None = None
+
+    @classmethod
+    def of(cls, edge: LayerChoice, switch: InputChoice, place: int) -> Edge:
+        """Return an edge; its auxiliary needs no column if it and its candidate are nn.Identity."""
+        skip = None
+        if edge.auxiliary is not None and edge.auxiliary_of in edge.candidates:
+            pair = known(edge.auxiliary), known(edge.candidates[edge.auxiliary_of])
+            if all(what is not None and what.kind is nn.Identity for what in pair):
+                skip = list(edge.candidates).index(edge.auxiliary_of)
+        return cls(edge, switch, place, skip)
+
+    @property
+    def column(self) -> list[nn.Module]:
+        """The auxiliary, where it has a column of its own."""
+        return [] if self.edge.auxiliary is None or self.skip is not None else [self.edge.auxiliary]
 
     def mixing_weights(self, device: torch.device) -> Tensor | None:
-        """Return the weights of the candidates' outputs in the node; None where the edge is no sum of all candidates."""
+        """Return the weights of the outputs of all columns in the node; None where the edge is not their sum."""
         weights, edge_weights = self.edge.weights, self.switch.weights
         if any(choice._answer or getattr(choice, "path", None) is not None for choice in (self.edge, self.switch)):
             return None
         if not _is_vector(weights, len(self.edge.candidates), device):
+            return None
+        beta = None if self.edge.auxiliary is None else self.edge.auxiliary_weight
+        if beta is not None and self.skip is not None:
+            weights = weights + F.pad(beta[None], (self.skip, len(weights) - 1 - self.skip))
+        elif beta is not None:
+            weights = torch.cat([weights, beta[None]])
+        elif self.column:
             return None
         if edge_weights is None:
             return weights if self.switch.over_edges else None
@@ -76,7 +104,7 @@ def _is_vector(weights: object, length: int, device: torch.device) -> TypeGuard[
 
 
 class Column(NamedTuple):
-    """One candidate on all edges that leave a state."""
+    """One candidate, or the auxiliaries, on all edges that leave a state."""
 
     operations: list[nn.Module]
     known: list[Known | None]
@@ -97,7 +125,7 @@ class Layout:
         inputs: the two preprocessing modules, each with what is known of it.
         nodes: their number.
         states: of each state with edges, the edges that leave it, to the last nodes.
-        columns: of each state with edges, the candidates.
+        columns: of each state with edges, the candidates, and perhaps the auxiliaries.
         is_usable: whether the cell is as src/spaces/ makes it: nothing edited, hooked, shared or without operations.
     """
 
@@ -113,13 +141,15 @@ class Layout:
             return
         for state in range(1 + self.nodes):
             edges = [
-                Edge(cast(LayerChoice, node.edges[state]), node.switch, state) for node in nodes[max(0, state - 1) :]
+                Edge.of(cast(LayerChoice, node.edges[state]), node.switch, state) for node in nodes[max(0, state - 1) :]
             ]
             names = list(edges[0].edge.candidates)
-            self.is_usable &= all(list(edge.candidates) == names for edge, _, _ in edges)
+            self.is_usable &= all(list(edge.edge.candidates) == names for edge in edges)
+            self.is_usable &= len({len(edge.column) for edge in edges}) == 1
             if not self.is_usable:
                 return
-            columns = [[edge.candidates[name] for edge, _, _ in edges] for name in names]
+            columns = [[edge.edge.candidates[name] for edge in edges] for name in names]
+            columns += [[*column] for column in zip(*(edge.column for edge in edges), strict=True)]
             self.states.append(edges)
             self.columns.append([Column(column, [*map(known, column)]) for column in columns])
             self.is_usable &= any(column.zero is None for column in self.columns[-1])

@@ -448,12 +448,9 @@ class _Form(Layout):
             elif what.kind is ReLUConvBN:
                 self.input_weights[place] = self.weights.add([merged[1]], merged[1].weight.shape)
         offsets, begin = [], 0
-        for edges in self.states:
-            of_state = []
-            for edge in edges:
-                of_state.append(begin)
-                begin += len(edge.edge.candidates)
-            offsets.append(of_state)
+        for edges, columns in zip(self.states, self.columns, strict=True):
+            offsets.append([begin + place * len(columns) for place in range(len(edges))])
+            begin += len(edges) * len(columns)
         self.offsets = offsets
         alike = [[column.known for column in self.columns[state]] for state in (0, 1)]
         groups = [[0, 1]] if alike[0] == alike[1] else [[0], [1]]

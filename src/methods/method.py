@@ -11,13 +11,14 @@ from torch import Tensor
 
 from src.architectures.architecture import Architecture, Spec
 from src.common.errors import ConfigError, must_be
+from src.methods.auxiliary import AuxiliarySkip
 from src.methods.discretizers import Discretizer, MixingWeights, Strongest
 from src.methods.mixed_ops import MixedOp
 from src.methods.penalties import Penalty
 from src.methods.perturbations import Perturbation
 from src.methods.relaxations import Relaxation, Softmax
 from src.methods.schedules import Progress
-from src.spaces.relaxed import ALPHAS, EDGES, RelaxedSpace, softmax
+from src.spaces.relaxed import ALPHAS, AUXILIARY, EDGES, RelaxedSpace, softmax
 
 Tensors = dict[str, Tensor]
 
@@ -33,6 +34,7 @@ class Method:
         name: of the method, for a run's record.
         relaxation: from alphas to mixing weights.
         mixed_op: returns what replaces a LayerChoice during a search; None keeps the choice.
+        auxiliary: a skip connection beside the candidates of each choice, which fades.
         edge_weights: whether each edge has a weight of its own, a softmax over the edges of a node. Implements equation
             3 of arXiv 1907.05737 (edge normalisation).
         penalty: a function of the alphas that is added to their loss.
@@ -48,6 +50,7 @@ class Method:
     name: str = "darts"
     relaxation: Relaxation = Softmax()
     mixed_op: MixedOp | None = None
+    auxiliary: AuxiliarySkip | None = None
     edge_weights: bool = False
     penalty: Penalty | None = None
     perturbation: Perturbation | None = None
@@ -90,6 +93,9 @@ class Method:
             progress = Progress(epoch, epochs)
             with _within("relaxation"):
                 self.relaxation.mixing_weights(alphas, noise, progress)
+            if self.auxiliary is not None:
+                with _within("auxiliary"):
+                    self.auxiliary.value(progress)
             if self.penalty is not None:
                 with _within("penalty"):
                     self.penalty(alphas, progress)
@@ -115,6 +121,8 @@ class Method:
         net = RelaxedSpace(space, init_scale=init_scale, mixed_op=self.mixed_op, edge_weights=self.edge_weights)
         if self.edge_weights and not len(net.edges):
             raise must_be("edge_weights", "false for a space without an InputChoice over edges", True)
+        if self.auxiliary is not None:
+            self.auxiliary.attach(net.space)
         return net
 
     def draw(self, parameters: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
@@ -124,21 +132,33 @@ class Method:
     def mixing_weights(
         self, parameters: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress
     ) -> Tensors:
-        """Return the mixing weights of a pass in training, {key: (candidates,)}; edges' weights by their InputChoice."""
+        """Return the mixing weights of a pass in training, {key: (candidates,)}.
+
+        Edges' weights are under their InputChoice, that of auxiliary skips under `AUXILIARY`.
+        """
         alphas = self.relaxation.mixing_weights(_under(ALPHAS, parameters), noise, progress)
-        return alphas | softmax(_under(EDGES, parameters))
+        return alphas | softmax(_under(EDGES, parameters)) | self._of_auxiliary(parameters, progress)
+
+    def _of_auxiliary(self, parameters: Mapping[str, Tensor], progress: Progress | None) -> Tensors:
+        if self.auxiliary is None or progress is None:
+            return {}
+        return {AUXILIARY: next(iter(parameters.values())).new_full((), self.auxiliary.value(progress))}
 
     def expected(self, parameters: Mapping[str, Tensor]) -> Tensors:
         """Return the mixing weights without noise."""
         return self.relaxation.expected(_under(ALPHAS, parameters)) | softmax(_under(EDGES, parameters))
 
-    def evaluated(self, parameters: Mapping[str, Tensor]) -> Tensors:
-        """Return the mixing weights that a supernet is validated with: those without noise, or the likeliest path alone."""
+    def evaluated(self, parameters: Mapping[str, Tensor], progress: Progress | None = None) -> Tensors:
+        """Return the mixing weights that a supernet is validated with: those without noise, or the likeliest path alone.
+
+        Auxiliary skips are among them if there is a `progress`.
+        """
+        auxiliary = self._of_auxiliary(parameters, progress)
         if not self.relaxation.one_path:
-            return self.expected(parameters)
+            return self.expected(parameters) | auxiliary
         rows = self.relaxation.expected(_under(ALPHAS, parameters))
         paths = {key: torch.zeros_like(row).scatter_(0, row.argmax(0, keepdim=True), 1.0) for key, row in rows.items()}
-        return paths | softmax(_under(EDGES, parameters))
+        return paths | softmax(_under(EDGES, parameters)) | auxiliary
 
     def penalty_gradient(self, parameters: Mapping[str, Tensor], progress: Progress) -> Tensors:
         """Return the gradient of the penalty with respect to the alphas; empty without a penalty."""
@@ -159,7 +179,7 @@ class Method:
         loss: Callable[[Tensors], Tensor],
         generator: torch.Generator,
     ) -> Tensors:
-        """Return the mixing weights of the weights' step: those of the other passes, perturbed except for edges' weights.
+        """Return the mixing weights of the weights' step: those of the other passes, of which alphas' are perturbed.
 
         Args:
             parameters: without a graph.
@@ -171,9 +191,9 @@ class Method:
         mixing = self.mixing_weights(parameters, noise, progress)
         if self.perturbation is None:
             return mixing
-        edges = {key: mixing[key] for key in _under(EDGES, parameters)}
-        rows = {key: row for key, row in mixing.items() if key not in edges}
-        return self.perturbation(rows, lambda rows: loss({**rows, **edges}), progress, generator) | edges
+        rows = {key: mixing[key] for key in _under(ALPHAS, parameters)}
+        others = {key: row for key, row in mixing.items() if key not in rows}
+        return self.perturbation(rows, lambda rows: loss({**rows, **others}), progress, generator) | others
 
     def derive(self, expected: MixingWeights, spec: Spec) -> Architecture:
         """Return the architecture."""

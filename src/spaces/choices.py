@@ -26,6 +26,9 @@ class LayerChoice(nn.Module):
         weights: the mixing weights, (candidates,), while a `RelaxedSpace` runs; else None.
         path: the index of the only candidate that runs, where a method samples one; else None.
         width: the number of channels that `of_width` was given, else None.
+        auxiliary: a module whose output is added while searching, times `auxiliary_weight`, where a method has one; it is
+            no candidate, and `fix` drops it. `auxiliary_of` is the candidate that it is like.
+        auxiliary_weight: a scalar while a `RelaxedSpace` runs with one; None adds nothing.
     """
 
     def __init__(self, candidates: Mapping[str, nn.Module], *, key: str) -> None:
@@ -45,6 +48,9 @@ class LayerChoice(nn.Module):
         self.candidates = nn.ModuleDict(candidates)
         self.spec: LayerSpec = LayerSpec(tuple(name for name in candidates if name != ZERO))
         self.weights: Tensor | None = None
+        self.auxiliary: nn.Module | None = None
+        self.auxiliary_of = ""
+        self.auxiliary_weight: Tensor | None = None
         self._answer: tuple[nn.Module, ...] = ()  # of `fix`; a tuple, so that it is not registered twice
         if not self.spec.candidates:
             raise ConfigError(f"LayerChoice {key!r} must have a candidate besides {ZERO!r}")
@@ -78,14 +84,20 @@ class LayerChoice(nn.Module):
         if self.weights is None:
             raise _not_relaxed(self)
         if self.path is not None:
-            return self.weights[self.path] * list(self.candidates.values())[self.path](*inputs)
+            chosen = self.weights[self.path] * list(self.candidates.values())[self.path](*inputs)
+            return self._with_auxiliary(chosen, *inputs)
         total: Tensor | None = None
         for weight, (name, operation) in zip(self.weights, self.candidates.items(), strict=True):
             output = operation(*inputs)
             _check_shape(self, name, output, next(iter(self.candidates)), total)
             total = weight * output if total is None else total + weight * output
         assert total is not None
-        return total
+        return self._with_auxiliary(total, *inputs)
+
+    def _with_auxiliary(self, total: Tensor, *inputs: Tensor) -> Tensor:
+        if self.auxiliary is None or self.auxiliary_weight is None:
+            return total
+        return total + self.auxiliary_weight * self.auxiliary(*inputs)
 
 
 class InputChoice(nn.Module):

@@ -11,6 +11,7 @@ from src.architectures.architecture import ranks_edges
 from src.spaces.choices import InputChoice, LayerChoice, choices_of, places_of, spec_of
 
 WEIGHTS, ALPHAS, EDGES = "space.", "alphas.", "edges."  # how the names of a RelaxedSpace's parameters begin
+AUXILIARY = "auxiliary skip"  # among mixing weights, that of `LayerChoice.auxiliary`; no key, which is an identifier
 
 
 class RelaxedSpace(nn.Module):
@@ -64,7 +65,8 @@ class RelaxedSpace(nn.Module):
 
         Args:
             inputs: of the space.
-            mixing: the weights of the candidates, (candidates,) for each key; None is softmax(alpha).
+            mixing: the weights of the candidates, (candidates,) for each key, and perhaps that of all auxiliaries, a scalar,
+                under `AUXILIARY`; None is softmax(alpha).
             one_path: whether `mixing` is one-hot, so that of each LayerChoice only the chosen candidate runs.
         """
         mixing = self.softmax() if mixing is None else mixing
@@ -74,12 +76,13 @@ class RelaxedSpace(nn.Module):
                 choice.weights = mixing.get(choice.key)
                 if isinstance(choice, LayerChoice):
                     choice.path = paths.get(choice.key)
+                    choice.auxiliary_weight = mixing.get(AUXILIARY)
             return self.space(*inputs)
         finally:
             for choice in self._choices:
                 choice.weights = None
                 if isinstance(choice, LayerChoice):
-                    choice.path = None
+                    choice.path = choice.auxiliary_weight = None
 
     def softmax(self) -> dict[str, Tensor]:
         """Return the softmax of each vector, shape (candidates,) or (edges,)."""
@@ -132,7 +135,7 @@ def softmax(alphas: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _paths(mixing: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the place of the largest weight of each key. The host waits for the device once for each size."""
     paths: dict[str, int] = {}
-    for keys in by_size(mixing):
+    for keys in by_size({key: row for key, row in mixing.items() if key != AUXILIARY}):
         rows = torch.stack([mixing[key].detach() for key in keys])
         paths.update(zip(keys, rows.argmax(dim=1).tolist(), strict=True))
     return paths

@@ -422,7 +422,7 @@ class SearchModule(TrainingModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure the supernet with its running statistics."""
         inputs, targets = batch
-        outputs = self._call_with({}, inputs, self.method.evaluated(_detached(self.alphas())))
+        outputs = self._call_with({}, inputs, self.method.evaluated(_detached(self.alphas()), self.progress))
         self.measure("val", self.task.loss(outputs, targets), outputs, targets)
 
 

@@ -16,6 +16,7 @@ METHODS = {
     "beta_darts": ["method=beta_darts", "order=2"],
     "sdarts_rs": ["method=sdarts_rs"],
     "gdas": ["method=gdas"],
+    "darts_minus": ["method=darts_minus", "order=2"],
     "pc_darts": ["method=pc_darts", "method.mixed_op.k=2"],  # of two epochs, 0.3 freezes one
 }
 
@@ -50,7 +51,7 @@ def test_a_search_leaves_the_files_of_a_run(method: str, straight: dict[str, Pat
     assert (folder / "report.html").exists()
 
 
-@pytest.mark.parametrize("method", ["sdarts_rs", "gdas", "pc_darts"])
+@pytest.mark.parametrize("method", ["sdarts_rs", "gdas", "pc_darts", "darts_minus"])
 def test_cut_off_twice_and_resumed(
     method: str, straight: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,14 @@ def test_cut_off_twice_and_resumed(
         (
             ["method=gdas", "epochs=3", "method.relaxation.temperature.last=0"],
             "method.relaxation.temperature must be above 0 in every epoch, got 0 in epoch 2",
+        ),
+        (
+            ["method=darts_minus", "space.candidates=[none,sep_conv_3x3]"],
+            "AuxiliarySkip needs a candidate named identity or skip or skip_connect, got the candidates none, sep_conv_3x3",
+        ),
+        (
+            ["method=darts_minus", "method.auxiliary.weight=-1"],
+            "method.auxiliary.weight must be 0 or more in every epoch, got -1 in epoch 0",
         ),
         (["method=gdsa"], "unknown method option 'gdsa', did you mean 'gdas'?"),
         (["method=gdas", "method.relaxtion=null"], "did you mean 'relaxation'?"),

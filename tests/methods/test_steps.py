@@ -21,10 +21,16 @@ from methods.plain import (
     fit,
     search_module,
 )
+from methods.plain_darts_minus import (
+    PlainDartsMinus,
+    PlainDartsMinusGdas,
+    PlainDartsMinusPartialChannels,
+)
 from torch import Tensor
 
 from src.fast.fused import FusedSupernet
 from src.methods import perturbations
+from src.methods.auxiliary import AuxiliarySkip
 from src.methods.discretizers import StrongestProduct
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels, PartialChoice
@@ -42,6 +48,18 @@ METHODS: dict[str, tuple[Method, type[Plain]]] = {
     "pc_darts": (
         Method(mixed_op=PartialChannels(k=2), edge_weights=True, discretizer=StrongestProduct(), frozen_epochs=1),
         PlainPartialChannels,
+    ),
+    "darts_minus": (Method(auxiliary=AuxiliarySkip()), PlainDartsMinus),
+    "gdas and darts_minus": (Method(relaxation=GumbelHard(), auxiliary=AuxiliarySkip()), PlainDartsMinusGdas),
+    "pc and darts_minus": (
+        Method(
+            mixed_op=PartialChannels(k=2),
+            auxiliary=AuxiliarySkip(),
+            edge_weights=True,
+            discretizer=StrongestProduct(),
+            frozen_epochs=1,
+        ),
+        PlainDartsMinusPartialChannels,
     ),
     "gdas, pc and beta": (
         Method(
@@ -72,6 +90,8 @@ LEGAL = [
     *((name, "finite_difference") for name in ALONE if name != "gdas"),
     ("sdarts_rs", "exact"),
     ("pc_darts", "exact"),
+    ("gdas and darts_minus", "first_order"),
+    ("pc and darts_minus", "finite_difference"),
     ("gdas, pc and beta", "first_order"),
     ("sdarts, pc and beta", "finite_difference"),
 ]
@@ -246,7 +266,40 @@ def _edge_weights_over_the_whole_cell(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Method, "mixing_weights", mixing_weights)
 
 
+def _auxiliary_never_fades(patch: pytest.MonkeyPatch) -> None:
+    """The default of DARTS-' own code."""
+    patch.setattr(AuxiliarySkip, "value", lambda self, progress: 1.0)
+
+
+def _auxiliary_shares_the_weights_of_the_candidate(patch: pytest.MonkeyPatch) -> None:
+    original = LayerChoice._with_auxiliary
+
+    def with_auxiliary(self: Any, total: Tensor, *inputs: Tensor) -> Tensor:
+        self.auxiliary = self.candidates[self.auxiliary_of]
+        return original(self, total, *inputs)
+
+    patch.setattr(LayerChoice, "_with_auxiliary", with_auxiliary)
+
+
+def _auxiliary_in_the_weights_step_only(patch: pytest.MonkeyPatch) -> None:
+    original = SearchModule.step_alphas
+
+    def step_alphas(self: Any, *arguments: Any) -> Any:
+        method, self.method = self.method, Method()
+        try:
+            return original(self, *arguments)
+        finally:
+            self.method = method
+
+    patch.setattr(SearchModule, "step_alphas", step_alphas)
+
+
 TRAPS = {
+    "darts_minus": (
+        _auxiliary_never_fades,
+        _auxiliary_shares_the_weights_of_the_candidate,
+        _auxiliary_in_the_weights_step_only,
+    ),
     "beta_darts": (_no_penalty_in_the_unrolled_step, _penalty_summed_over_edges),
     "sdarts_rs": (_raw_alphas_perturbed, _perturbed_alphas_written_back, _alphas_step_perturbed),
     "gdas": (_sampled_weights_as_zero_scalars, _the_weights_step_draws_anew, _undrawn_weights_have_gradient_zero),

@@ -18,6 +18,7 @@ from src.common.batch_norm import synchronise
 from src.data.tasks import Classification
 from src.fast.fused import FusedSupernet
 from src.fast.merged import MergedSupernet
+from src.methods.auxiliary import AuxiliarySkip
 from src.methods.discretizers import StrongestProduct
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels
@@ -44,6 +45,7 @@ METHODS = {
     "beta_darts": Method(penalty=BetaDecay(weight=2.0)),
     "sdarts_rs": Method(perturbation=RandomSmoothing(radius=0.2)),
     "gdas": Method(relaxation=GumbelHard(temperature=2.0)),
+    "darts_minus": Method(auxiliary=AuxiliarySkip(weight=0.5)),
     "pc_darts": Method(mixed_op=PartialChannels(k=2), edge_weights=True, discretizer=StrongestProduct()),
 }
 # The finite difference has every kind of pass that there is.

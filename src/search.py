@@ -19,6 +19,7 @@ import lightning as L
 from omegaconf import DictConfig
 from torch import Tensor
 
+from src.callbacks.lookup import Lookup
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.common.errors import ConfigError
 from src.common.seeding import preserved_randomness
@@ -93,6 +94,12 @@ def build_module(config: DictConfig, data: DataModule) -> SearchModule:
     return module
 
 
+def lookups(module: SearchModule) -> list[L.Callback]:
+    """Return what looks the search's architectures up, where its space has a table."""
+    table = getattr(module.net.space, "table", None)
+    return [] if table is None else [Lookup(table)]
+
+
 def two_samples(data: DataModule) -> Tensor:
     """Return the inputs of two training samples, (2, ...). No random number generator changes."""
     with preserved_randomness():
@@ -127,7 +134,7 @@ def search(config: DictConfig, folder: Path) -> None:
             folder,
             module,
             data=data.record()["name"],
-            first=[Opening(folder, record), EpochAlphas(folder), *build_diagnostics(config)],
+            first=[Opening(folder, record), EpochAlphas(folder), *lookups(module), *build_diagnostics(config)],
             last=[metrics, EpochArchitectures(folder)],
         )
         run = claim(folder, config, record, trainer, module)

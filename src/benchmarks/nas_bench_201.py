@@ -10,7 +10,6 @@ import numpy as np
 
 from src.benchmarks.table import Table
 from src.common.errors import unknown
-from src.spaces.nas_bench_201 import EDGES, OPERATIONS
 
 DATA = ("cifar10", "cifar100", "imagenet16_120")
 _FILE = Path(__file__).parent / "tables" / "nas_bench_201.npz"
@@ -27,8 +26,8 @@ def nas_bench_201(data: str = "cifar10") -> Table:
         ConfigError: there are no such data.
     """
     if data not in DATA:
-        raise unknown("data of NAS-Bench-201:", data, DATA)
+        raise unknown("table", data, DATA)
     with np.load(_FILE) as columns:
         right: Any = columns[f"{data}_right"]
         runs = np.where(right == np.iinfo(right.dtype).max, np.nan, right / columns[f"{data}_images"])
-    return Table(dict.fromkeys(EDGES, tuple(OPERATIONS)), runs)
+        return Table(dict.fromkeys(columns["keys"].tolist(), tuple(columns["candidates"].tolist())), runs)

@@ -18,13 +18,17 @@ _SERIES = {
     "arch": ("alphas' batches", "#f0a458"),
     "val": ("validation", "#b9540a"),
     "test": ("test", "#19754a"),
+    "table": ("trained architecture, from the table", "#7a4fa3"),
 }
 _TITLES = {
     "alpha_entropy": ("Entropy of the mixing weights", "nats, mean over the choices; 0 is decided"),
     "hypergradient_norm": ("Norm of the alphas' gradient", "length of the hypergradient"),
     "correction_ratio": ("Second-order correction", "its size over that of the first-order gradient"),
     "lr": ("Learning rate", "of the weights, set by the schedule"),
+    "table_percentile": ("Rank of the architecture", "% of all architectures that are worse"),
+    "table_regret": ("Regret", "% of accuracy that the best architecture has more"),
 }
+_SHARES = {"table_percentile", "table_regret"}
 _INK = "#5d6770"
 
 
@@ -119,7 +123,7 @@ def charts(columns: Iterable[str]) -> list[Chart]:
             groups[suffix].columns[column] = prefix
         elif column != "epoch":
             title, subtitle = _TITLES.get(column, (drawable(column.replace("_", " "), 36).capitalize(), ""))
-            alone.append(Chart(title, subtitle, {column: ""}))
+            alone.append(Chart(title, subtitle, {column: ""}, percent=column in _SHARES))
     return [chart for chart in groups.values() if chart.columns] + alone
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from src.architectures.architecture import Architecture
+from src.benchmarks.nas_bench_201 import nas_bench_201
 from src.common.errors import must_be
 from src.spaces.choices import LayerChoice
 
@@ -32,18 +33,31 @@ class NasBench201(nn.Module):
         cells: in each stage.
         affine: whether the BatchNorms within cells have parameters, as in the networks that were trained. In a search
             they have none, since mixing weights scale what comes after.
+        table: the data set whose published accuracies a search looks its architectures up in, whatever data it searches
+            on: `cifar10`, `cifar100` or `imagenet16_120`; None for no table.
+
+    Attributes:
+        table: the accuracies, or None.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
     def __init__(
-        self, *, input_shape: Sequence[int], num_classes: int, channels: int = 16, cells: int = 5, affine: bool = False
+        self,
+        *,
+        input_shape: Sequence[int],
+        num_classes: int,
+        channels: int = 16,
+        cells: int = 5,
+        affine: bool = False,
+        table: str | None = "cifar10",
     ) -> None:
         super().__init__()
         for name, value in (("channels", channels), ("cells", cells)):
             if value < 1:
                 raise must_be(name, "1 or more", value)
+        self.table = None if table is None else nas_bench_201(table)
         self.stem = nn.Sequential(
             nn.Conv2d(input_shape[0], channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import read_csv, read_json, refused, run
 from conformance.space import SpaceConformance
 
 from src.architectures.architecture import Architecture
 from src.benchmarks.nas_bench_201 import nas_bench_201
 from src.common.errors import ConfigError
+from src.runs.folder import RunFolder
 from src.spaces.choices import fix
 from src.spaces.nas_bench_201 import NasBench201, to_text
 
@@ -88,3 +91,22 @@ def test_a_fixed_network_computes_what_its_graph_says() -> None:
     x = torch.randn(2, 2, 8, 8)
     conv, pool = cell.edges["n1_p0"], cell.edges["n3_p2"]
     assert torch.equal(cell(x), x + pool(conv(x)))
+
+
+def test_each_epoch_is_looked_up(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    space = ["space=nas_bench_201", "space.channels=2", "space.cells=1", "space.table=cifar100"]
+    tiny = ["data=digits", "data.batch_size=32", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
+    done = run("search", *space, *tiny, "trainer=cpu", "epochs=2", "callbacks=none", f"folder={folder}")
+    assert done.code == 0, done.err
+    table = nas_bench_201("cifar100")
+    for epoch, row in enumerate(read_csv(folder / "metrics.csv")):
+        choices = read_json(RunFolder(folder).epoch(epoch))
+        found = table.standing(Architecture(choices))
+        assert [float(row[f"table_{name}"]) for name in found._fields] == pytest.approx(list(found), rel=1e-6)
+    assert "Regret" in (folder / "report.html").read_text()
+
+
+def test_a_mistyped_table_is_refused() -> None:
+    line = refused(run("search", "space=nas_bench_201", "data=digits", "space.table=cifar"))
+    assert "space: unknown table 'cifar', did you mean 'cifar10'?" in line

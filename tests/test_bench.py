@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from src import bench
-from src.bench import comparisons, difference, gpu
+from src.bench import comparisons, difference, gpu, methods
 from src.bilevel.hypergradient import of_order
 
 SMALL = [
@@ -72,6 +73,28 @@ def test_memory_is_that_of_a_process_of_its_own() -> None:
     ballast = torch.ones(400_000_000 // 4)  # this process's memory is none of the step's
     assert 0 < bench.peak_memory(["--measure", "fused", *SMALL[:10]], "cpu") < 0.3
     assert ballast.sum() > 0
+
+
+def test_every_method_that_trains_is_compared(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr(methods, "peak_memory", lambda arguments, device: 2.0 if "pc_darts" in arguments else 4.0)
+    path = tmp_path / "bench.json"
+    sizes = "--channels 4 --cells 3 --nodes 1 --batch 2 --image 8 --pairs 1"
+    assert bench.main(["methods", *sizes.split(), "--json", str(path)]) == 0
+    rows = {(row["order"], row["method"]): row for row in json.loads(path.read_text())["methods"]["rows"]}
+    names = {file.stem for file in Path("conf/method").glob("*.yaml")} - {"random"}
+    assert rows.keys() == {(order, name) for order in (1, 2) for name in names}
+    measured = {key: row for key, row in rows.items() if "seconds" in row}
+    assert {name for order, name in measured if order == 1} == names
+    assert all(row["seconds"] > 0 and row["time / DARTS"] > 0 for row in measured.values())
+    assert rows[1, "darts"]["time / DARTS"] == 1
+    assert rows[2, "pc_darts"]["memory / DARTS"] == 0.5
+    assert rows[2, "gdas"]["not measured"] == "order must be 1 with the relaxation GumbelHard, got 2"
+    assert "| time / DARTS |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_memory_of_a_method_is_that_of_a_process_of_its_own() -> None:
+    assert 0 < bench.peak_memory(["--method", "pc_darts", "--order", "2", *SMALL[:10]], "cpu") < 0.3
 
 
 def test_rows_of_the_gpu_part_are_measured_here_too() -> None:

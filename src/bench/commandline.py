@@ -18,6 +18,7 @@ import torch
 
 from src.bench.forms import FORMS, HYPERGRADIENTS, Sizes, search_step
 from src.bench.measuring import Row, measure_memory
+from src.bench.methods import method_step
 from src.bench.parts import PARTS, Part
 from src.bench.tables import line, table
 from src.bilevel.hypergradient import of_order
@@ -46,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     _check(parser, options)
+    if options.method:
+        sizes = _sizes(options, {})
+        print(measure_memory(method_step(options.method, sizes, options.order), sizes.device))
+        return 0
     if options.measure:
         sizes = _sizes(options, {})
         hypergradient = HYPERGRADIENTS.get(options.hypergradient, of_order(options.order))
@@ -99,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="PATH", help="write the figures there too, after every row")
     parser.add_argument("--minutes", type=float, help="stop after the row that ends after so many minutes")
     parser.add_argument("--measure", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--method", help=argparse.SUPPRESS)
     parser.add_argument("--order", type=int, choices=(1, 2), default=1, help=argparse.SUPPRESS)
     parser.add_argument("--hypergradient", choices=HYPERGRADIENTS, help=argparse.SUPPRESS)
     return parser

@@ -27,6 +27,7 @@ from src.data.sources import Digits
 from src.data.tasks import Classification
 from src.fast.fused import FusedNetwork, FusedSupernet
 from src.fast.merged import MergedSupernet
+from src.methods.method import Method
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.spaces.cnn.network import Network
@@ -94,12 +95,22 @@ class Sizes:
 class OurSearch:
     """This code's search step, without the Trainer around it."""
 
-    def __init__(self, space: nn.Module, hypergradient: Hypergradient, device: str, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        space: nn.Module,
+        hypergradient: Hypergradient,
+        device: str,
+        precision: str = "fp32",
+        *,
+        method: Method | None = None,
+        kind: type[SearchModule] = SearchModule,
+    ) -> None:
         self.device, self.precision = device, precision
-        self.module = SearchModule(
+        self.module = kind(
             space,
             task=Classification([str(label) for label in range(CLASSES)]),
             hypergradient=hypergradient,
+            method=method,
             weight_optimizer=partial(torch.optim.SGD, lr=0.025, momentum=0.9, weight_decay=3e-4, fused=True),
             alpha_optimizer=partial(torch.optim.Adam, lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3, fused=True),
             weight_scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=50),

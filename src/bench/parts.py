@@ -10,6 +10,7 @@ from src.bench.difference import difference
 from src.bench.forms import Sizes
 from src.bench.gpu import gpu
 from src.bench.measuring import Rows
+from src.bench.methods import methods
 
 SMALL: dict[str, int | str] = {
     "channels": 4, "cells": 3, "nodes": 2, "batch": 16, "image": 8, "pairs": 1, "memory": False,
@@ -57,6 +58,7 @@ PARTS = {
         sizes={"channels": 4, "cells": 3, "batch": 96, "image": 8},
         quick={"channels": 4, "cells": 3, "batch": 96, "image": 8, "pairs": 1},
     ),
+    "methods": Part(methods, "a search step of each method in conf/method, against DARTS", quick=SMALL),
     "difference": Part(
         difference,
         "why the finite difference is poor, by epsilon, along a search",

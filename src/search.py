@@ -3,6 +3,7 @@
     python -m src.search                                   first order, CIFAR-10, the paper's settings
     python -m src.search order=2 seed=1                    second order (unrolled), another seed
     python -m src.search -m order=1,2 seed=0,1,2,3         a sweep: eight runs
+    python -m src.search method=random                     an architecture by chance, the baseline: nothing is trained
     python -m src.search order=2 plan=true                 what it will take, measured on a few steps
     python -m src.search resume=runs/search/RUN            go on with a run that was stopped
 
@@ -17,9 +18,9 @@ from pathlib import Path
 
 import lightning as L
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
-from src.callbacks.lookup import Lookup
+from src.callbacks.lookup import Lookup, metrics_of
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.common.errors import ConfigError
 from src.common.seeding import preserved_randomness
@@ -42,11 +43,13 @@ from src.runs.build import (
 from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder
 from src.runs.launch import command_of_job, launch, mistakes
-from src.runs.plan import say_plan
-from src.runs.record import Record
-from src.runs.summary import Opening, say_found
+from src.runs.plan import say_plan, say_plan_without_training
+from src.runs.record import Record, status_of
+from src.runs.summary import Opening, say_drawn, say_found
 from src.runs.targets import build, within
 from src.spaces.check import check_space
+from src.spaces.choices import spec_of
+from src.training.module import Untrained
 from src.training.search import SearchModule, check_precision
 
 
@@ -61,22 +64,8 @@ def build_module(config: DictConfig, data: DataModule) -> SearchModule:
         )
     method = build(config.method, "method")
     method.check_order(unrolls=hypergradient.unrolls)
-    space = build_network(
-        config.space,
-        **circumstances(config),
-        differentiated_twice=hypergradient.differentiates_twice,
-        input_shape=data.input_shape,
-        num_classes=data.task.outputs,
-    )
-    with within("space"), plain_form():  # which calls its choices
-        check_space(
-            space,
-            two_samples(data),
-            outputs=data.task.outputs,
-            differentiated_twice=hypergradient.differentiates_twice,
-        )
     module = SearchModule(
-        space,
+        build_space(config, data, differentiated_twice=hypergradient.differentiates_twice),
         task=data.task,
         method=method,
         hypergradient=hypergradient,
@@ -94,10 +83,24 @@ def build_module(config: DictConfig, data: DataModule) -> SearchModule:
     return module
 
 
-def lookups(module: SearchModule) -> list[L.Callback]:
+def lookups(space: nn.Module) -> list[Lookup]:
     """Return what looks the search's architectures up, where its space has a table."""
-    table = getattr(module.net.space, "table", None)
+    table = getattr(space, "table", None)
     return [] if table is None else [Lookup(table)]
+
+
+def build_space(config: DictConfig, data: DataModule, *, differentiated_twice: bool = False) -> nn.Module:
+    """Return the space of a composed config, after a dry pass that finds what is wrong with it."""
+    space = build_network(
+        config.space,
+        **circumstances(config),
+        differentiated_twice=differentiated_twice,
+        input_shape=data.input_shape,
+        num_classes=data.task.outputs,
+    )
+    with within("space"), plain_form():  # which calls its choices
+        check_space(space, two_samples(data), outputs=data.task.outputs, differentiated_twice=differentiated_twice)
+    return space
 
 
 def two_samples(data: DataModule) -> Tensor:
@@ -110,6 +113,13 @@ def two_samples(data: DataModule) -> Tensor:
 
 def search(config: DictConfig, folder: Path) -> None:
     """Run one search into `folder`."""
+    with mistakes():
+        trains = build(config.method, "method").trains
+    (search_by_training if trains else search_without_training)(config, folder)
+
+
+def search_by_training(config: DictConfig, folder: Path) -> None:
+    """Train a supernet and its alphas, and derive the architecture from them."""
     with mistakes():
         check_precision(config.trainer.get("precision", "32-true"))
         data = build_data(config)
@@ -134,7 +144,7 @@ def search(config: DictConfig, folder: Path) -> None:
             folder,
             module,
             data=data.record()["name"],
-            first=[Opening(folder, record), EpochAlphas(folder), *lookups(module), *build_diagnostics(config)],
+            first=[Opening(folder, record), EpochAlphas(folder), *lookups(module.net.space), *build_diagnostics(config)],
             last=[metrics, EpochArchitectures(folder)],
         )
         run = claim(folder, config, record, trainer, module)
@@ -146,6 +156,42 @@ def search(config: DictConfig, folder: Path) -> None:
             record.architecture.write(RunFolder(folder).genotype)
     if run.is_first:
         say_found(run, module, write_report(folder))
+
+
+def search_without_training(config: DictConfig, folder: Path) -> None:
+    """Take the architecture that the method names for the space; it leaves the files of a search, without epochs."""
+    with mistakes():
+        if config.resume is not None and status_of(folder) == "ok":
+            raise ConfigError(f"{folder} has finished, and a search without training has no epochs to add")
+        data = build_data(config)
+        method = build(config.method, "method")
+        space = build_space(config, data)
+        architecture = method.draw(spec_of(space), config.seed)
+        record = Record(
+            kind="search",
+            command=command_of_job("search"),
+            seed=config.seed,
+            method=method.name,
+            data=record_of(data),
+        )
+        if config.get("plan"):
+            say_plan_without_training(config, record, architecture)
+            return
+        module = Untrained()
+        trainer = build_trainer(config, folder, module, data=data.record()["name"])
+        run = claim(folder, config, record, trainer, module)
+    with recorded(run):
+        run.skip_training()
+        record.architecture = architecture
+        for lookup in lookups(space):
+            record.metrics |= metrics_of(lookup.table.standing(architecture))
+        if run.is_first:
+            EpochMetrics(folder).append()
+            EpochAlphas(folder).append()
+            for path in (RunFolder(folder).epoch(0), RunFolder(folder).genotype):
+                architecture.write(path)
+    if run.is_first:
+        say_drawn(run, write_report(folder))
 
 
 def main() -> int:

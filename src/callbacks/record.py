@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 
@@ -18,16 +18,19 @@ from src.training.search import SearchModule
 class _EpochTable(L.Callback):
     """A CSV file that is rewritten whole after each epoch. Checkpoints hold its rows too, so that a resume continues it."""
 
+    columns: ClassVar[tuple[str, ...]]
+    """The first ones of the file, which it has without any rows, too."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
 
     def append(self, *rows: dict[str, Any]) -> None:
-        """Add rows. Columns are in the order in which they first appeared. The first process writes the file."""
+        """Add rows, or none. Further columns are in the order in which they appeared. The first process writes the file."""
         self.rows.extend(rows)
         if processes.rank() > 0:
             return
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        columns = list(dict.fromkeys([*self.columns, *(name for row in self.rows for name in row)]))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
@@ -45,6 +48,8 @@ class _EpochTable(L.Callback):
 
 class EpochMetrics(_EpochTable):
     """Writes `metrics.csv`, one row per epoch. It holds no times, so two runs with one seed write the same file."""
+
+    columns = ("epoch",)
 
     def __init__(self, folder: Path) -> None:
         super().__init__(RunFolder(folder).metrics)
@@ -74,6 +79,8 @@ class EpochAlphas(_EpochTable):
     `alpha_entropy` is the mean over keys of the entropy of the mixing weights, in nats: log(candidates) where they are
     equal, 0 where one candidate has all the weight.
     """
+
+    columns = ("epoch", "key", "candidate", "weight")
 
     def __init__(self, folder: Path) -> None:
         super().__init__(RunFolder(folder).alphas)

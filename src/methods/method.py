@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class Method:
         discretizer: from mixing weights to an architecture.
         frozen_epochs: epochs at the start that train the weights only: an integer is their number, a float below 1 is
             their share of all epochs, as in scikit-learn's `train_size`.
+        trains: whether a search trains anything; a method without training (src/methods/random_search.py) is no `Method`.
 
     Raises:
         ConfigError: the choices cannot be combined.
@@ -56,6 +58,7 @@ class Method:
     perturbation: Perturbation | None = None
     discretizer: Discretizer = Strongest()
     frozen_epochs: int | float = 0
+    trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (self.frozen_epochs >= 0 if isinstance(self.frozen_epochs, int) else 0 <= self.frozen_epochs < 1):

@@ -146,7 +146,7 @@ def render_page(run: SavedRun, *, search: Link | None = None, retrains: Sequence
             tables=tables,
             values=_values(run),
             epochs=epochs,
-            settings=settings_in_words(_resolved(run.config), run.kind),
+            settings=settings_in_words(_resolved(run.config), run.kind, trains=run.trains),
             results=_results(run, cells),
             commands=_commands(run),
             panel=(PANEL_WIDTH, PANEL_HEIGHT, _PANEL_LEFT, _PANEL_BOTTOM),
@@ -175,6 +175,12 @@ def next_commands(run: SavedRun) -> list[Command]:
     """Return what to type after a run: what comes next, or how it goes on."""
     folder = shown_path(run.folder)
     kind = run.kind if run.kind in ("search", "retrain") else None
+    if run.status == "ok" and kind == "search" and run.genotype and not run.trains:
+        text = other_seeds_command("search", run.command, run.result.get("seed"))
+        return [
+            Command("Train the architecture from scratch, and test it", retrain_command(run.command, folder)),
+            Command("Draw others, for a mean that compares", text),
+        ]
     if run.status == "ok" and kind == "search" and run.genotype:
         return [
             Command("Train what was found from scratch, and test it", retrain_command(run.command, folder)),
@@ -183,7 +189,7 @@ def next_commands(run: SavedRun) -> list[Command]:
             ),
         ]
     if run.status == "ok" and kind == "retrain" and run.command:
-        text = other_seeds_command(run.command, run.result.get("seed"))
+        text = other_seeds_command("retrain", run.command, run.result.get("seed"))
         return [Command("Train it with other seeds, for a mean and a deviation", text)]
     if kind and run.status in ("interrupted", "unfinished", "failed") and RunFolder(run.folder).last.is_file():
         return [Command("To resume it from its last checkpoint", pastable(kind, [override("resume", folder)]))]
@@ -230,6 +236,8 @@ def cells_of(answers: Mapping[str, Answer]) -> dict[str, tuple[NodeEdges, ...]]:
 
 def _what(run: SavedRun) -> str:
     on = "" if data_name(run) == UNKNOWN else f" on {data_name(run)}"
+    if not run.trains:
+        return f"{run.method} search without training{on}"
     if run.kind == "search":
         named = {1: "first-order ", 2: "second-order "}.get(run.order, "") if isinstance(run.order, int) else ""
         method = f" with {run.method}" if run.method else ""
@@ -248,9 +256,9 @@ def _sentence(run: SavedRun) -> str:
         "unfinished": f"Has not ended: there is no {RunFolder(run.folder).result.name} yet",
         "unreadable": "Its files cannot all be read",
     }.get(run.status, f"Ended with the status {run.status!r}")
-    text = f"{ended} after {count} epoch{'' if count == '1' else 's'}"
+    text = f"{ended} after {count} epoch{'' if count == '1' else 's'}" if run.trains else ended
     if run.number("seconds") is not None:
-        text += f" and {duration(run.number('seconds'))}"
+        text += f" {'and' if run.trains else 'in'} {duration(run.number('seconds'))}"
     if run.score and run.score.is_share:
         text += f", with a {score_name(run.score)} of {100 * run.score.value:.2f} % "
         text += f"(error {100 - 100 * run.score.value:.2f} %)"
@@ -262,6 +270,12 @@ def _sentence(run: SavedRun) -> str:
 def _findings(run: SavedRun) -> list[Finding]:
     """Return the verdict on a search or a retrain, in sentences."""
     score = run.score
+    if not run.trains:
+        text = (
+            "The architecture was drawn by chance and nothing was trained: a retrain measures what it reaches. The mean "
+            "over several draws is what a search method has to exceed."
+        )
+        return [Finding(text, "plain")]
     if run.kind == "search":
         findings = verdict(run)
         if findings and score:
@@ -581,7 +595,9 @@ def _results(run: SavedRun, cells: Mapping[str, Sequence[NodeEdges]]) -> list[tu
     if not result:
         return []
     rows = [Row("status", run.status)]
-    rows += [Row("epochs", str(run.epochs) if run.planned_epochs is None else f"{run.epochs} of {run.planned_epochs}")]
+    if run.trains:
+        planned = "" if run.planned_epochs is None else f" of {run.planned_epochs}"
+        rows.append(Row("epochs", f"{run.epochs}{planned}"))
     rows += [Row("stopped by", said(result["stopped_by"]))] if result.get("stopped_by") else []
     rows += [Row(name, said(result[name])) for name in ("seed", "method", "order") if result.get(name) is not None]
     for name, label in (("params", "weights"), ("macs", "multiply-adds a sample")):

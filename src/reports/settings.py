@@ -44,6 +44,8 @@ _WORDS = {
     "arch_samples": "samples for the alphas",
     "split_sha256": "SHA-256 of the split",
 }
+_OF_TRAINING = {"order", "epochs", "checkpoint_minutes", "graphs", "hypergradient", "optimizer", "trainer"}
+_OF_TRAINING |= {"diagnostics", "callbacks"}
 _GROUPS = {
     "data": "Data",
     "space": "Search space",
@@ -65,14 +67,17 @@ class Row(NamedTuple):
     key: str = ""
 
 
-def settings_in_words(config: Mapping[str, Any], kind: str) -> list[tuple[str, list[Row]]]:
+def settings_in_words(config: Mapping[str, Any], kind: str, *, trains: bool = True) -> list[tuple[str, list[Row]]]:
     """Return the settings as (group, rows): the plain ones first, then a group for each nested one.
 
     Args:
         config: of config.yaml.
         kind: `search` or `retrain`.
+        trains: whether the run trains anything; the settings of a training are left out where it does not.
     """
     groups = []
+    if not trains:
+        config = {key: value for key, value in config.items() if key not in _OF_TRAINING}
     plain = [Row(name_of(key), said(value), 0, key) for key, value in config.items() if not _nested(value)]
     if plain:
         groups.append(("Run", plain))

@@ -284,13 +284,14 @@ def _line(run: SavedRun, swept: list[str], base: Path) -> RunLine:
 
 def _group(group: Sequence[SavedRun], swept: list[str]) -> Group:
     """Return the statistics of runs that differ only by their seed; a seed that ran twice counts once."""
-    by_seed = {_seed(run): run for run in group if run.status == "ok" and run.score}
+    by_seed = {_seed(run): run for run in group if run.status == "ok" and (run.score or not run.trains)}
     scores = [run.score for run in by_seed.values() if run.score]
     kinds = {score[:2] for score in scores}
     seconds = [second for run in by_seed.values() if (second := run.number("seconds")) is not None]
     missing = len({_seed(run) for run in group} - set(by_seed))
     cut = sum(run.is_cut_short for run in by_seed.values())
     notes = [f"{missing} not finished"] * bool(missing) + [f"{cut} cut short"] * bool(cut)
+    notes += ["without training"] * any(not run.trains for run in by_seed.values())
     mean, deviation, interval = _statistics(scores) if len(kinds) == 1 else (UNKNOWN, UNKNOWN, UNKNOWN)
     return Group(
         swept=swept,
@@ -298,7 +299,7 @@ def _group(group: Sequence[SavedRun], swept: list[str]) -> Group:
         mean=mean,
         deviation=deviation,
         interval=interval,
-        seeds=len(scores),
+        seeds=len(scores or by_seed),
         note=", ".join(notes),
         time=duration(statistics.mean(seconds)) if seconds else UNKNOWN,
     )

@@ -99,6 +99,11 @@ class Run:
                 f"training batches (trainer.limit_train_batches={self.trainer.limit_train_batches})"
             )
 
+    def skip_training(self) -> None:
+        """Do what `fit` does for a run that trains nothing: the loggers learn of it, and the record of no epochs."""
+        begin(self.trainer.loggers, self.folder, self.config, self.record)
+        self.record.planned_epochs = 0
+
 
 def claim(folder: Path, config: DictConfig, record: Record, trainer: L.Trainer, module: L.LightningModule) -> Run:
     """Make a folder this run's own by locking it and writing its settings, or take over the run in it.

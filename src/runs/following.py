@@ -50,13 +50,14 @@ def retrain_command(command: str | None, folder: object, seeds: str | None = Non
     return pastable("retrain", typed if seeds is None else ["-m", *typed, f"seed={seeds}"])
 
 
-def other_seeds_command(command: str | None, seed: object) -> str:
-    """Return what trains a retrain's genotype with those seeds of 0 to 3 that it has not had.
+def other_seeds_command(kind: str, command: str | None, seed: object) -> str:
+    """Return what runs a run again with those seeds of 0 to 3 that it has not had.
 
     Args:
-        command: of the retrain.
-        seed: of the retrain.
+        kind: of the run: `search` or `retrain`.
+        command: of the run.
+        seed: of the run.
     """
     kept = [text for text in overrides_of(command) if text.partition("=")[0] not in ("seed", "folder", "-m")]
     others = ",".join(str(other) for other in range(4) if other != seed)
-    return pastable("retrain", ["-m", *kept, f"seed={others}"])
+    return pastable(kind, ["-m", *kept, f"seed={others}"])

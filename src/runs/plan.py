@@ -107,6 +107,14 @@ def say_plan(config: DictConfig, record: Record, module: TrainingModule, data: A
         say(_plan_of_retrain(config, record, module.derive()))
 
 
+def say_plan_without_training(config: DictConfig, record: Record, architecture: Architecture) -> None:
+    """Print what a search that trains nothing will need, and what the retrain of its architecture will need."""
+    say(f"plan of a {headline(record)}")
+    say(table([("data", samples(record.data)), ("training", "none: the architecture is drawn in seconds")]))
+    say("then, for this architecture:")
+    say(_plan_of_retrain(config, record, architecture))
+
+
 def _quiet(config: DictConfig) -> DictConfig:
     config = config.copy()
     config.callbacks = config.logger = config.checkpoint_minutes = None

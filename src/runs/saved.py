@@ -121,6 +121,11 @@ class SavedRun:
         return None if planned is None else int(planned)
 
     @property
+    def trains(self) -> bool:
+        """Whether the run trains anything: not so a search that draws its architecture by chance."""
+        return self.planned_epochs != 0
+
+    @property
     def is_cut_short(self) -> bool:
         """Whether fewer epochs were trained than were to be."""
         return self.planned_epochs is not None and self.epochs < self.planned_epochs

@@ -157,6 +157,24 @@ def say_found(run: Run, module: SearchModule, report: Path) -> None:
     )
 
 
+def say_drawn(run: Run, report: Path) -> None:
+    """Say which architecture a search without training has taken, and how to retrain it."""
+    architecture = run.record.architecture
+    assert architecture is not None
+    files = RunFolder(run.folder)
+    say(f"{headline(run.record)}; nothing was trained:")
+    say(short_form(architecture))
+    say(
+        table(
+            [
+                ("genotype", str(files.genotype)),
+                ("report", str(report)),
+                ("next", retrain_command(run.record.command, run.folder)),
+            ]
+        )
+    )
+
+
 def short_form(architecture: Architecture) -> str:
     """Return an architecture in a few lines: the nodes of cells, each operation with the state that it is applied to."""
     if not is_cell_architecture(architecture):
@@ -205,6 +223,6 @@ def say_tested(run: Run, metric: str, samples: int, report: Path) -> None:
         text = f"{percent(value, 2)} of {samples:,} samples (95 % interval: {percent(low, 2)} to {percent(high, 2)})"
     rows = [(f"test {metric}", text), ("time", duration(run.checkpoints.seconds)), ("report", str(report))]
     if not is_job():
-        command = other_seeds_command(run.record.command, run.record.seed)
+        command = other_seeds_command(run.record.kind, run.record.command, run.record.seed)
         rows.append(("next", f"{command}\nfor the mean over several seeds, which is what compares"))
     say(table(rows))

@@ -317,6 +317,14 @@ class TrainingModule(L.LightningModule):
         return metric
 
 
+class Untrained(L.LightningModule):
+    """The module of a run that trains nothing: its trainer has the loggers and the device, and is never asked to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
 def set_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
     """Set each `grad`, with the same order of elements in memory as in its parameter; None leaves a parameter without.
 

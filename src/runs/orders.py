@@ -11,7 +11,10 @@ from src.runs.targets import build
 def highest_order(*, _root_: DictConfig) -> int:
     """Return the highest order of hypergradient that a config's method can be searched with, 1 or 2."""
     try:
-        build(_root_.method, "method").check_order(unrolls=True)
+        method = build(_root_.method, "method")
+        if not method.trains:
+            return 1
+        method.check_order(unrolls=True)
     except ConfigError:  # it has none, or cannot be built, which the run will say
         return 1
     return 2

@@ -125,7 +125,7 @@ def test_a_space_without_cells(tmp_path: Path) -> None:
 def test_its_plan_is_that_of_the_retrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[Architecture] = []
     monkeypatch.setattr("src.runs.plan._plan_of_retrain", lambda config, record, found: planned.append(found) or "PLAN")
-    done = run("search", *SEARCH, "method=random", "seed=3", "plan=true", f"folder={tmp_path / 'run'}")
+    done = run("search", "experiment=demo", *SEARCH, "method=random", "seed=3", "plan=true", f"folder={tmp_path / 'run'}")
     assert done.code == 0, done.err
     assert done.out.splitlines()[0] == "plan of a search: digits, random, seed 3"
     assert done.out.splitlines()[-2:] == ["then, for this architecture:", "PLAN"]

@@ -144,7 +144,12 @@ def search_by_training(config: DictConfig, folder: Path) -> None:
             folder,
             module,
             data=data.record()["name"],
-            first=[Opening(folder, record), EpochAlphas(folder), *lookups(module.net.space), *build_diagnostics(config)],
+            first=[
+                Opening(folder, record),
+                EpochAlphas(folder),
+                *lookups(module.net.space),
+                *build_diagnostics(config),
+            ],
             last=[metrics, EpochArchitectures(folder)],
         )
         run = claim(folder, config, record, trainer, module)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from src.architectures.architecture import Architecture, InputSpec, LayerSpec, Spec
 from src.architectures.enumeration import Architectures
+from src.benchmarks.nas_bench_201 import nas_bench_201
+from src.callbacks.lookup import metrics_of
 from src.common.errors import ConfigError
 from src.methods.random_search import RandomSearch
 from src.runs.opened import load_run
@@ -125,7 +127,9 @@ def test_a_space_without_cells(tmp_path: Path) -> None:
 def test_its_plan_is_that_of_the_retrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[Architecture] = []
     monkeypatch.setattr("src.runs.plan._plan_of_retrain", lambda config, record, found: planned.append(found) or "PLAN")
-    done = run("search", "experiment=demo", *SEARCH, "method=random", "seed=3", "plan=true", f"folder={tmp_path / 'run'}")
+    done = run(
+        "search", "experiment=demo", *SEARCH, "method=random", "seed=3", "plan=true", f"folder={tmp_path / 'run'}"
+    )
     assert done.code == 0, done.err
     assert done.out.splitlines()[0] == "plan of a search: digits, random, seed 3"
     assert done.out.splitlines()[-2:] == ["then, for this architecture:", "PLAN"]
@@ -154,3 +158,13 @@ def test_a_run_that_was_killed_draws_the_same(drawn: Path, tmp_path: Path) -> No
 def test_slots_of_other_methods_are_refused(tmp_path: Path) -> None:
     line = refused(run("search", *SEARCH, "method=random", "+method.frozen_epochs=1", f"folder={tmp_path / 'run'}"))
     assert "frozen_epochs" in line
+
+
+def test_it_is_looked_up_where_the_space_has_a_table(tmp_path: Path) -> None:
+    small = ["space=nas_bench_201", "space.channels=4", "space.cells=1", "data=digits"]
+    done = run("search", "method=random", *small, f"folder={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    result = read_json(tmp_path / "run" / "result.json")
+    table = nas_bench_201("cifar10")
+    assert result["metrics"] == metrics_of(table.standing(Architecture(read_json(tmp_path / "run" / "genotype.json"))))
+    assert "table_accuracy" in result["metrics"]

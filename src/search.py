@@ -27,6 +27,7 @@ from src.common.seeding import preserved_randomness
 from src.data.modules import DataModule
 from src.fast.layout import plain_form
 from src.report import report_sweep, write_report
+from src.runs.alphas import with_own_optimizer
 from src.runs.build import (
     build_data,
     build_diagnostics,
@@ -201,7 +202,7 @@ def search_without_training(config: DictConfig, folder: Path) -> None:
 
 def main() -> int:
     """Run the command; return its exit code."""
-    return launch("search", search, after_sweep=report_sweep)
+    return launch("search", search, with_own_optimizer, after_sweep=report_sweep)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from src.architectures.architecture import Architecture, Spec
 from src.common.errors import ConfigError, must_be
+from src.methods.alpha_optimizers import AlphaOptimizer
 from src.methods.auxiliary import AuxiliarySkip
 from src.methods.discretizers import Discretizer, MixingWeights, Strongest
 from src.methods.mixed_ops import MixedOp
@@ -37,9 +38,10 @@ class Method:
         mixed_op: returns what replaces a LayerChoice during a search; None keeps the choice.
         auxiliary: a skip connection beside the candidates of each choice, which fades.
         edge_weights: whether each edge has a weight of its own, a softmax over the edges of a node. Implements equation
-            3 of arXiv 1907.05737 (edge normalisation).
+            3 of arXiv 1907.05737 (edge normalisation). With alphas on the simplex, edges' weights are on it, too.
         penalty: a function of the alphas that is added to their loss.
         perturbation: changes the mixing weights in the weights' step.
+        alpha_optimizer: steps the alphas; None leaves them to the optimiser of the run.
         discretizer: from mixing weights to an architecture.
         frozen_epochs: epochs at the start that train the weights only: an integer is their number, a float below 1 is
             their share of all epochs, as in scikit-learn's `train_size`.
@@ -56,6 +58,7 @@ class Method:
     edge_weights: bool = False
     penalty: Penalty | None = None
     perturbation: Perturbation | None = None
+    alpha_optimizer: AlphaOptimizer | None = None
     discretizer: Discretizer = Strongest()
     frozen_epochs: int | float = 0
     trains: ClassVar[bool] = True
@@ -64,12 +67,24 @@ class Method:
         if not (self.frozen_epochs >= 0 if isinstance(self.frozen_epochs, int) else 0 <= self.frozen_epochs < 1):
             allowed = "a number of epochs (an integer, 0 or more) or a share of them (below 1)"
             raise must_be("frozen_epochs", allowed, self.frozen_epochs)
-        for slot, choice in (("penalty", self.penalty), ("perturbation", self.perturbation)):
+        slots = (
+            ("penalty", self.penalty),
+            ("perturbation", self.perturbation),
+            ("alpha_optimizer", self.alpha_optimizer),
+        )
+        for slot, choice in slots:
             if choice is not None and self.relaxation.kind not in choice.fits:
                 raise ConfigError(
                     f"{slot} {_name(choice)} needs a relaxation of kind {' or '.join(sorted(choice.fits))}, "
                     f"got {_name(self.relaxation)}, which is of kind {self.relaxation.kind}"
                 )
+        if self._on_simplex and self.alpha_optimizer is None:
+            raise must_be(
+                "alpha_optimizer",
+                "ExponentiatedGradient, or another that keeps alphas on the simplex, with the relaxation "
+                f"{_name(self.relaxation)}",
+                None,
+            )
         discretizer = _name(self.discretizer)
         if self.edge_weights and not self.discretizer.ranks_by_edge_weights:
             raise must_be(
@@ -121,7 +136,13 @@ class Method:
         Raises:
             ConfigError: the method cannot search this space.
         """
-        net = RelaxedSpace(space, init_scale=init_scale, mixed_op=self.mixed_op, edge_weights=self.edge_weights)
+        net = RelaxedSpace(
+            space,
+            init_scale=init_scale,
+            initial=getattr(self.relaxation, "initial", None),
+            mixed_op=self.mixed_op,
+            edge_weights=self.edge_weights,
+        )
         if self.edge_weights and not len(net.edges):
             raise must_be("edge_weights", "false for a space without an InputChoice over edges", True)
         if self.auxiliary is not None:
@@ -140,7 +161,7 @@ class Method:
         Edges' weights are under their InputChoice, that of auxiliary skips under `AUXILIARY`.
         """
         alphas = self.relaxation.mixing_weights(_under(ALPHAS, parameters), noise, progress)
-        return alphas | softmax(_under(EDGES, parameters)) | self._of_auxiliary(parameters, progress)
+        return alphas | self._edge_weights(parameters) | self._of_auxiliary(parameters, progress)
 
     def _of_auxiliary(self, parameters: Mapping[str, Tensor], progress: Progress | None) -> Tensors:
         if self.auxiliary is None or progress is None:
@@ -149,7 +170,7 @@ class Method:
 
     def expected(self, parameters: Mapping[str, Tensor]) -> Tensors:
         """Return the mixing weights without noise."""
-        return self.relaxation.expected(_under(ALPHAS, parameters)) | softmax(_under(EDGES, parameters))
+        return self.relaxation.expected(_under(ALPHAS, parameters)) | self._edge_weights(parameters)
 
     def evaluated(self, parameters: Mapping[str, Tensor], progress: Progress | None = None) -> Tensors:
         """Return the mixing weights that a supernet is validated with: those without noise, or the likeliest path alone.
@@ -161,7 +182,16 @@ class Method:
             return self.expected(parameters) | auxiliary
         rows = self.relaxation.expected(_under(ALPHAS, parameters))
         paths = {key: torch.zeros_like(row).scatter_(0, row.argmax(0, keepdim=True), 1.0) for key, row in rows.items()}
-        return paths | softmax(_under(EDGES, parameters)) | auxiliary
+        return paths | self._edge_weights(parameters) | auxiliary
+
+    @property
+    def _on_simplex(self) -> bool:
+        return self.relaxation.kind == "simplex"
+
+    def _edge_weights(self, parameters: Mapping[str, Tensor]) -> Tensors:
+        """Return the weights of edges, {key of an InputChoice: (edges,)}."""
+        edges = _under(EDGES, parameters)
+        return edges if self._on_simplex else softmax(edges)
 
     def penalty_gradient(self, parameters: Mapping[str, Tensor], progress: Progress) -> Tensors:
         """Return the gradient of the penalty with respect to the alphas; empty without a penalty."""

@@ -43,3 +43,24 @@ class BetaDecay:
     def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
         """Return lambda * mean over keys of log sum exp(alpha)."""
         return value_at(self.weight, progress) * torch.stack([alpha.logsumexp(0) for alpha in alphas.values()]).mean()
+
+
+@dataclass(frozen=True)
+class RelativeEntropy:
+    """weight * sum over keys of sum_k p_k log(p_k K), the relative entropy of a key's mixing weights p to equal ones.
+
+    What weight decay is for alphas of a softmax: exponentiated gradient descent then takes p to the power of 1 - lr *
+    weight in each step. It is in the official code of GAEA (cnn/architect/architect_edarts.py), whose configs have the
+    weight 0.
+
+    Attributes:
+        weight: of the sum.
+    """
+
+    weight: Schedule
+    fits: ClassVar[frozenset[str]] = frozenset({"simplex"})
+
+    def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
+        """Return the weighted sum."""
+        total = torch.stack([(p * (p * len(p)).log()).sum() for p in alphas.values()]).sum()
+        return value_at(self.weight, progress) * total

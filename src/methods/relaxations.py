@@ -22,8 +22,13 @@ Tensors = dict[str, Tensor]
 class Relaxation(Protocol):
     """What a method asks of a relaxation.
 
+    It may also have a method `initial(size: int) -> Tensor`: the values, (size,), that a vector of alphas starts with,
+    and so does a vector of edges' weights. Without it, vectors start at 1e-3 * N(0, 1).
+
     Attributes:
-        kind: `softmax`, `gumbel`, ...: what penalties, perturbations and discretizers say they fit.
+        kind: `softmax`, `gumbel`, ...: what penalties, perturbations and alpha optimisers say they fit. Of the kind
+            `simplex` are those whose alphas are mixing weights: rows of positive numbers with the sum 1. They need an
+            alpha optimiser that keeps them so, and then the edges' weights are such rows, too.
         one_path: whether mixing weights are one-hot, so that the chosen candidate alone has to run.
         second_order: whether a second-order hypergradient means something: the mixing weights are a differentiable
             function of the alphas.
@@ -65,6 +70,35 @@ class Softmax:
     def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
         """Return softmax(alpha)."""
         return softmax(alphas)
+
+
+@dataclass(frozen=True)
+class Simplex:
+    """The alphas are the mixing weights: GAEA (arXiv 2004.07802).
+
+    They start at 1 / candidates and stay on the simplex by `ExponentiatedGradient`. The gradient is that by the mixing
+    weights, as in the official code.
+    """
+
+    kind: ClassVar[str] = "simplex"
+    one_path: ClassVar[bool] = False
+    second_order: ClassVar[bool] = True
+
+    def initial(self, size: int) -> Tensor:
+        """Return equal weights."""
+        return torch.full((size,), 1 / size)
+
+    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
+        """Return no noise."""
+        return {}
+
+    def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
+        """Return the alphas."""
+        return self.expected(alphas)
+
+    def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
+        """Return the alphas."""
+        return {key: alpha.clone() for key, alpha in alphas.items()}
 
 
 @dataclass(frozen=True)

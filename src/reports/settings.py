@@ -31,6 +31,7 @@ _WORDS = {
     "schedule": "learning rate schedule",
     "gradient_clip": "largest gradient norm",
     "mixed_op": "mixed operation",
+    "alpha_optimizer": "optimiser of the alphas",
     "std": "standard deviation",
     "val_loss": "validation loss",
     "val_accuracy": "validation accuracy",

@@ -26,6 +26,7 @@ from src.common.errors import ConfigError, must_be, unknown
 from src.data.modules import DataModule
 from src.fast.forms import IMPLEMENTATIONS, REFERENCE, form_for, form_of, has_forms
 from src.fast.layout import plain_form
+from src.runs.alphas import is_of_method
 from src.runs.checkpoints import WholeCheckpoints
 from src.runs.devices import device_type, own_gpu
 from src.runs.loggers import identity_of
@@ -47,6 +48,8 @@ def check_targets(command: str, config: DictConfig) -> None:
     for key in ("data", "space", "hypergradient", "optimizer.weights", "optimizer.alphas", "trainer"):
         group, _, name = key.rpartition(".")
         parent = config[group] if group else config
+        if parent.get(name) is None and is_of_method(config, key):
+            continue
         if name in parent and not (isinstance(parent[name], DictConfig) and TARGET in parent[name]):
             raise ConfigError(f"{key}._target_ is not set, set it with {key}._target_=MODULE.CLASS")
     space, _ = _space(config.space)

@@ -16,6 +16,7 @@ from src.common.intervals import interval_of_share
 from src.common.terminal import duration, percent, say, table
 from src.fast.forms import name_of_form
 from src.methods.decision import NARROW, leads
+from src.runs import alphas
 from src.runs.claim import Run
 from src.runs.folder import RunFolder
 from src.runs.following import other_seeds_command, retrain_command
@@ -203,11 +204,12 @@ def verdict(module: SearchModule, architecture: Architecture) -> str:
         return "there was nothing to choose"
     what = "kept edges" if is_cell_architecture(architecture) else "choices"
     close = sum(lead < NARROW for lead in ahead.values())
+    optimizer = alphas.RUNS if module.method.alpha_optimizer is None else alphas.METHODS
     if not close:
         return f"clear: all {len(ahead)} {what} lead by {percent(min(ahead.values()))} or more"
     return (
         f"{close} of {len(ahead)} {what} lead by less than {percent(NARROW, 0)}: search longer (epochs),\n"
-        "or with a larger learning rate of the alphas (optimizer.alphas.lr)"
+        f"or with a larger learning rate of the alphas ({optimizer}.lr)"
     )
 
 

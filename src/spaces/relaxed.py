@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,12 @@ class RelaxedSpace(nn.Module):
     """A search space made continuous: the space, and one vector of alphas for each key.
 
     Parameters are named `space.*` (the network's weights) and `alphas.{key}`. With `edge_weights`, each InputChoice over
-    edges has a vector too, `edges.{key}`. Vectors start at `init_scale` * N(0, 1).
+    edges has a vector too, `edges.{key}`.
 
     Args:
         space: a module with choices; it is changed if there is a `mixed_op`.
-        init_scale: of the alphas.
+        init_scale: vectors start at `init_scale` * N(0, 1).
+        initial: returns the values, (size,), that a vector of a size starts with instead.
         mixed_op: returns what stands in the place of a LayerChoice; None leaves the choices.
         edge_weights: whether edges have weights of their own.
 
@@ -35,6 +37,7 @@ class RelaxedSpace(nn.Module):
         space: nn.Module,
         *,
         init_scale: float = 1e-3,
+        initial: Callable[[int], Tensor] | None = None,
         mixed_op: Callable[[LayerChoice], nn.Module] | None = None,
         edge_weights: bool = False,
     ) -> None:
@@ -55,8 +58,10 @@ class RelaxedSpace(nn.Module):
                 sizes[choice.key] = len(choice.spec.inputs)
             elif edge_weights:
                 edges[choice.key] = len(choice.spec.inputs)
+        if initial is None:
+            initial = partial(_normal, init_scale)
         self.alphas, self.edges = (
-            nn.ParameterDict({key: nn.Parameter(init_scale * torch.randn(size)) for key, size in group.items()})
+            nn.ParameterDict({key: nn.Parameter(initial(size)) for key, size in group.items()})
             for group in (sizes, edges)
         )
 
@@ -130,6 +135,10 @@ def softmax(alphas: Mapping[str, Tensor]) -> dict[str, Tensor]:
         rows = torch.stack([alphas[key] for key in keys]).softmax(dim=1).unbind()
         result.update(zip(keys, rows, strict=True))
     return result
+
+
+def _normal(scale: float, size: int) -> Tensor:
+    return scale * torch.randn(size)
 
 
 def _paths(mixing: Mapping[str, Tensor]) -> dict[str, int]:

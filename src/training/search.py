@@ -13,7 +13,7 @@ from src.architectures.architecture import Architecture
 from src.bilevel.hypergradient import AlphaGradient, Bilevel, Hypergradient, Loss, norm
 from src.bilevel.unroll import Tensors, VirtualStep, check_unrollable
 from src.common import processes
-from src.common.errors import unknown
+from src.common.errors import must_be, unknown
 from src.common.seeding import derive_seed
 from src.data.tasks import Task
 from src.methods.method import Method
@@ -64,10 +64,11 @@ class SearchModule(TrainingModule):
     """Searches a space: holds the supernet and its alphas, and optimises both.
 
     A batch is {"weights": (inputs, targets), "arch": (inputs, targets)} from the two halves of the train split. What
-    differs between methods is in `method`; the step below is the same for all.
+    differs between methods is in `method`; the step below is the same for all. `alpha_optimizer` may be None for a method
+    that has its own, which is used in any case.
 
     Raises:
-        ConfigError: the method does not go with the hypergradient or the space.
+        ConfigError: the method does not go with the hypergradient or the space, or has no optimiser for its alphas.
     """
 
     def __init__(
@@ -77,8 +78,8 @@ class SearchModule(TrainingModule):
         task: Task,
         hypergradient: Hypergradient,
         weight_optimizer: OptimizerFactory,
-        alpha_optimizer: OptimizerFactory,
         weight_scheduler: SchedulerFactory,
+        alpha_optimizer: OptimizerFactory | None = None,
         method: Method | None = None,
         gradient_clip: float = 5.0,
         seed: int = 0,
@@ -103,7 +104,9 @@ class SearchModule(TrainingModule):
         self.step_gradient: AlphaGradient | None = None  # of the latest step; None while the alphas are frozen
         self._alpha_values: Tensors = {}
         self._weight_optimizer = weight_optimizer
-        self._alpha_optimizer = alpha_optimizer
+        self._alpha_optimizer = alpha_optimizer if method.alpha_optimizer is None else method.alpha_optimizer
+        if self._alpha_optimizer is None:
+            raise must_be("alpha_optimizer", f"set for the method {method.name}, which has none of its own", None)
         self._weight_scheduler = weight_scheduler
 
     def weights(self) -> Tensors:
@@ -172,6 +175,7 @@ class SearchModule(TrainingModule):
     def configure_optimizers(self) -> Any:
         """Return the weights' optimiser with its schedule, and the alphas' optimiser."""
         weight_optimizer = self._weight_optimizer(iter(self.weights().values()))  # pyright: ignore[reportArgumentType]
+        assert self._alpha_optimizer is not None
         alpha_optimizer = self._alpha_optimizer(iter(self.alphas().values()))  # pyright: ignore[reportArgumentType]
         if self.hypergradient.unrolls:
             check_unrollable(weight_optimizer)

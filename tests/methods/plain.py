@@ -81,6 +81,8 @@ def search_module(
     with torch.no_grad():  # far enough from uniform for every slot to matter
         for vector in search.alphas().values():
             vector.copy_(torch.randn(vector.shape, dtype=torch.float64))
+            if method.relaxation.kind == "simplex":
+                vector.copy_(vector.softmax(0))
     return search
 
 
@@ -129,6 +131,12 @@ class Plain:
         """Return the gradient of the penalty by each vector."""
         return [torch.zeros_like(alpha) for alpha in alphas]
 
+    def step_alphas(
+        self, alphas: list[Tensor], h: list[Tensor], first: list[Tensor], second: list[Tensor], count: int
+    ) -> None:
+        """Step along h; `first` and `second` are moments of the steps before, `count` is from 1."""
+        adam(alphas, h, first, second, count)
+
     def loss(self, net: RelaxedSpace, batch: Batch, rows: dict[str, Tensor]) -> Tensor:
         images, labels = batch
         space: Any = net.space
@@ -158,7 +166,7 @@ class Plain:
                     h = getattr(self, hypergradient)(batch, epoch, step, lr, velocity)
                     h = [g + p for g, p in zip(h, self.penalty(alphas, epoch), strict=True)]
                     count += 1
-                    adam(alphas, h, first, second, count)
+                    self.step_alphas(alphas, h, first, second, count)
                 loss = self.loss(net, batch["weights"], self.rows_of_the_weights_step(net, epoch, step))
                 sgd(weights, list(torch.autograd.grad(loss, weights, allow_unused=True)), velocity, lr)
         return net

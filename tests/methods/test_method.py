@@ -12,12 +12,13 @@ from spaces.test_choices import Perceptron
 
 from src.bilevel.hypergradient import Exact, FiniteDifference, FirstOrder, Hypergradient
 from src.common.errors import ConfigError
+from src.methods.alpha_optimizers import ExponentiatedGradient
 from src.methods.discretizers import Strongest, StrongestProduct
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels
 from src.methods.penalties import BetaDecay
 from src.methods.perturbations import RandomSmoothing
-from src.methods.relaxations import GumbelHard, Softmax
+from src.methods.relaxations import GumbelHard, Simplex, Softmax
 from src.methods.schedules import Linear, Progress
 from src.training.search import SearchModule
 
@@ -46,6 +47,24 @@ class Sigmoid(Softmax):
             {"relaxation": GumbelHard(), "perturbation": RandomSmoothing()},
             "perturbation RandomSmoothing needs a relaxation of kind simplex or softmax, got GumbelHard, which is of "
             "kind gumbel",
+        ),
+        (
+            {"relaxation": Simplex(), "alpha_optimizer": ExponentiatedGradient(), "perturbation": RandomSmoothing()},
+            None,
+        ),
+        (
+            {"relaxation": Simplex()},
+            "alpha_optimizer must be ExponentiatedGradient, or another that keeps alphas on the simplex, with the "
+            "relaxation Simplex, got None",
+        ),
+        (
+            {"alpha_optimizer": ExponentiatedGradient()},
+            "alpha_optimizer ExponentiatedGradient needs a relaxation of kind simplex, got Softmax, which is of kind "
+            "softmax",
+        ),
+        (
+            {"relaxation": Simplex(), "alpha_optimizer": ExponentiatedGradient(), "penalty": BetaDecay()},
+            "penalty BetaDecay needs a relaxation of kind gumbel or softmax, got Simplex, which is of kind simplex",
         ),
         (
             {"edge_weights": True},
@@ -151,8 +170,9 @@ def test_a_space_of_ones_own() -> None:
         (Method(penalty=BetaDecay()), FiniteDifference()),
         (Method(perturbation=RandomSmoothing()), Exact()),
         (Method(relaxation=GumbelHard()), FirstOrder()),
+        (Method(relaxation=Simplex(), alpha_optimizer=ExponentiatedGradient()), FiniteDifference()),
     ],
-    ids=["beta_darts", "sdarts_rs", "gdas"],
+    ids=["beta_darts", "sdarts_rs", "gdas", "gaea"],
 )
 def test_a_search_of_a_space_of_ones_own(method: Method, hypergradient: Hypergradient) -> None:
     torch.manual_seed(0)

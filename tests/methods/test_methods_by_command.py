@@ -17,6 +17,7 @@ METHODS = {
     "sdarts_rs": ["method=sdarts_rs"],
     "gdas": ["method=gdas"],
     "darts_minus": ["method=darts_minus", "order=2"],
+    "gaea": ["method=gaea", "order=2", "method.alpha_optimizer.lr=2.0"],
     "pc_darts": ["method=pc_darts", "method.mixed_op.k=2"],  # of two epochs, 0.3 freezes one
 }
 
@@ -51,7 +52,7 @@ def test_a_search_leaves_the_files_of_a_run(method: str, straight: dict[str, Pat
     assert (folder / "report.html").exists()
 
 
-@pytest.mark.parametrize("method", ["sdarts_rs", "gdas", "pc_darts", "darts_minus"])
+@pytest.mark.parametrize("method", ["sdarts_rs", "gdas", "gaea", "pc_darts", "darts_minus"])
 def test_cut_off_twice_and_resumed(
     method: str, straight: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +72,22 @@ def test_cut_off_twice_and_resumed(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["method=gaea", "optimizer.alphas.lr=0.01"],
+            "optimizer.alphas.lr is not used, since method.alpha_optimizer steps the alphas of gaea; set "
+            "method.alpha_optimizer.lr, or leave it out",
+        ),
+        (
+            ["method=gaea", "method.alpha_optimizer=null"],
+            "method.alpha_optimizer must be ExponentiatedGradient, or another that keeps alphas on the simplex, with the "
+            "relaxation Simplex, got None",
+        ),
+        (
+            ["method.alpha_optimizer._target_=src.methods.alpha_optimizers.ExponentiatedGradient"],
+            "alpha_optimizer ExponentiatedGradient needs a relaxation of kind simplex, got Softmax",
+        ),
+        (["method=gaea", "method.alpha_optimizer.lr=0"], "method.alpha_optimizer.lr must be above 0, got 0.0"),
+        (["optimizer.alphas=null"], "optimizer.alphas._target_ is not set"),
         (["method=gdas", "order=2"], "order must be 1 with the relaxation GumbelHard, got 2: "),
         (["method=gdas", "order=2", "hypergradient=exact"], "order must be 1 with the relaxation GumbelHard, got 2: "),
         (
@@ -141,3 +158,15 @@ def test_a_number_is_a_schedule(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     config = OmegaConf.load(RunFolder(folder).config)
     assert (config.method.relaxation.temperature, config.method.name) == (0.5, "gdas")
+
+
+def test_a_method_with_its_own_alpha_optimizer_says_so(straight: dict[str, Path]) -> None:
+    folder = straight["gaea"]
+    config = OmegaConf.load(RunFolder(folder).config)
+    assert config.optimizer.alphas is None
+    sums: dict[tuple[str, str], float] = {}
+    for row in read_csv(folder / "alphas.csv"):
+        sums[row["epoch"], row["key"]] = sums.get((row["epoch"], row["key"]), 0.0) + float(row["weight"])
+    assert all(total == pytest.approx(1) for total in sums.values())
+    (rates,) = {row["step/lr_alphas"] for row in read_csv(RunFolder(folder).steps) if row["step/lr_alphas"]}
+    assert float(rates) == 2.0

@@ -7,10 +7,13 @@ import torch
 from conformance.relaxation import RelaxationConformance
 from hypothesis import given
 from hypothesis import strategies as st
+from spaces.test_choices import Perceptron
 from torch import Tensor, nn
 
 from src.common.errors import ConfigError
-from src.methods.relaxations import GumbelHard, Relaxation, Softmax
+from src.methods.alpha_optimizers import ExponentiatedGradient
+from src.methods.method import Method
+from src.methods.relaxations import GumbelHard, Relaxation, Simplex, Softmax
 from src.methods.schedules import Progress
 from src.spaces.choices import LayerChoice
 from src.spaces.relaxed import RelaxedSpace
@@ -27,6 +30,25 @@ class TestSoftmax(RelaxationConformance):
     def test_by_hand(self) -> None:
         rows = Softmax().mixing_weights({"edge": ALPHAS}, {}, FIRST)
         torch.testing.assert_close(rows["edge"], torch.tensor([1 / 6, 1 / 3, 1 / 2], dtype=torch.float64))
+
+
+class TestSimplex(RelaxationConformance):
+    def relaxation(self) -> Relaxation:
+        return Simplex()
+
+    def method(self) -> Method:
+        return Method(relaxation=self.relaxation(), alpha_optimizer=ExponentiatedGradient())
+
+    def alphas(self, dtype: torch.dtype = torch.float64, device: str = "cpu", scale: float = 1.0) -> dict[str, Tensor]:
+        return {key: row.softmax(0) for key, row in super().alphas(dtype, device, scale).items()}
+
+    def test_by_hand(self) -> None:
+        row = torch.tensor([1 / 6, 1 / 3, 1 / 2], dtype=torch.float64)
+        assert torch.equal(Simplex().mixing_weights({"edge": row}, {}, FIRST)["edge"], row)
+        net = self.method().relax(Perceptron())
+        assert {key: set(row.tolist()) for key, row in net.alphas.items()} == {
+            "twins": {0.5}, "third": {0.5}, "read": {torch.tensor(1 / 3).item()}
+        }  # fmt: skip
 
 
 class TestGumbelHard(RelaxationConformance):

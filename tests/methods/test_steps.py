@@ -26,17 +26,19 @@ from methods.plain_darts_minus import (
     PlainDartsMinusGdas,
     PlainDartsMinusPartialChannels,
 )
+from methods.plain_gaea import PlainGaea, PlainGaeaPartialChannelsRandomSmoothing
 from torch import Tensor
 
 from src.fast.fused import FusedSupernet
 from src.methods import perturbations
+from src.methods.alpha_optimizers import ExponentiatedGradient, ExponentiatedGradientOptimizer
 from src.methods.auxiliary import AuxiliarySkip
 from src.methods.discretizers import StrongestProduct
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels, PartialChoice
 from src.methods.penalties import BetaDecay
 from src.methods.perturbations import RandomSmoothing
-from src.methods.relaxations import GumbelHard
+from src.methods.relaxations import GumbelHard, Simplex
 from src.spaces.choices import LayerChoice
 from src.spaces.relaxed import RelaxedSpace
 from src.training.search import SearchModule
@@ -60,6 +62,18 @@ METHODS: dict[str, tuple[Method, type[Plain]]] = {
             frozen_epochs=1,
         ),
         PlainDartsMinusPartialChannels,
+    ),
+    "gaea": (Method(relaxation=Simplex(), alpha_optimizer=ExponentiatedGradient()), PlainGaea),
+    "gaea, pc and sdarts": (
+        Method(
+            relaxation=Simplex(),
+            alpha_optimizer=ExponentiatedGradient(),
+            mixed_op=PartialChannels(k=2),
+            edge_weights=True,
+            perturbation=RandomSmoothing(),
+            discretizer=StrongestProduct(),
+        ),
+        PlainGaeaPartialChannelsRandomSmoothing,
     ),
     "gdas, pc and beta": (
         Method(
@@ -92,6 +106,8 @@ LEGAL = [
     ("pc_darts", "exact"),
     ("gdas and darts_minus", "first_order"),
     ("pc and darts_minus", "finite_difference"),
+    ("gaea", "exact"),
+    ("gaea, pc and sdarts", "finite_difference"),
     ("gdas, pc and beta", "first_order"),
     ("sdarts, pc and beta", "finite_difference"),
 ]
@@ -294,6 +310,26 @@ def _auxiliary_in_the_weights_step_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SearchModule, "step_alphas", step_alphas)
 
 
+def _a_softmax_of_the_rows(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Simplex, "expected", lambda self, rows: {key: row.softmax(0) for key, row in rows.items()})
+
+
+def _edge_weights_are_logits(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Method, "_on_simplex", False)
+
+
+def _a_gradient_step_on_the_simplex(patch: pytest.MonkeyPatch) -> None:
+    """The `gd` of GAEA's own code: p - lr g, which is not what its name says."""
+
+    def step(self: Any, closure: Any = None) -> None:
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                moved = (p - 0.1 * p.grad).clamp_min(1e-5)
+                p.copy_(moved / moved.sum())
+
+    patch.setattr(ExponentiatedGradientOptimizer, "step", step)
+
+
 TRAPS = {
     "darts_minus": (
         _auxiliary_never_fades,
@@ -303,6 +339,8 @@ TRAPS = {
     "beta_darts": (_no_penalty_in_the_unrolled_step, _penalty_summed_over_edges),
     "sdarts_rs": (_raw_alphas_perturbed, _perturbed_alphas_written_back, _alphas_step_perturbed),
     "gdas": (_sampled_weights_as_zero_scalars, _the_weights_step_draws_anew, _undrawn_weights_have_gradient_zero),
+    "gaea": (_a_softmax_of_the_rows, _a_gradient_step_on_the_simplex),
+    "gaea, pc and sdarts": (_edge_weights_are_logits,),
     "pc_darts": (_channels_not_shuffled, _never_frozen, _edge_weights_over_the_whole_cell),
 }
 

@@ -18,13 +18,14 @@ from src.common.batch_norm import synchronise
 from src.data.tasks import Classification
 from src.fast.fused import FusedSupernet
 from src.fast.merged import MergedSupernet
+from src.methods.alpha_optimizers import ExponentiatedGradient
 from src.methods.auxiliary import AuxiliarySkip
 from src.methods.discretizers import StrongestProduct
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels
 from src.methods.penalties import BetaDecay
 from src.methods.perturbations import RandomSmoothing
-from src.methods.relaxations import GumbelHard
+from src.methods.relaxations import GumbelHard, Simplex
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.spaces.cnn.network import Network
@@ -46,6 +47,12 @@ METHODS = {
     "sdarts_rs": Method(perturbation=RandomSmoothing(radius=0.2)),
     "gdas": Method(relaxation=GumbelHard(temperature=2.0)),
     "darts_minus": Method(auxiliary=AuxiliarySkip(weight=0.5)),
+    "gaea": Method(
+        relaxation=Simplex(),
+        alpha_optimizer=ExponentiatedGradient(),
+        edge_weights=True,
+        discretizer=StrongestProduct(),
+    ),
     "pc_darts": Method(mixed_op=PartialChannels(k=2), edge_weights=True, discretizer=StrongestProduct()),
 }
 # The finite difference has every kind of pass that there is.

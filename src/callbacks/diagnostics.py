@@ -108,11 +108,13 @@ class Diagnostics(L.Callback):
         if orders or not second:
             with self._beside("orders", pl_module, batch_idx):
                 problem = pl_module.problem(batch, trainer.optimizers[0])
-                self._other = FirstOrder()(problem) if second else FiniteDifference()(problem)
+                hypergradient = FirstOrder() if second else FiniteDifference()
+                self._other = pl_module.method.alpha_gradient(hypergradient, problem)
         if exact and not pl_module.hypergradient.differentiates_twice:
             # The plain form can be differentiated twice.
             with self._beside("exact", pl_module, batch_idx), kernels.disabled():
-                self._exact = Exact()(pl_module.problem(batch, trainer.optimizers[0]))
+                problem = pl_module.problem(batch, trainer.optimizers[0])
+                self._exact = pl_module.method.alpha_gradient(Exact(), problem)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

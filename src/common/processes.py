@@ -55,6 +55,23 @@ def gather(thing: Any) -> list[Any]:
     return things
 
 
+def shared(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return tensors, the same on all processes, whose gradient is the mean of the processes' gradients."""
+    return tensors if world_size() == 1 else cast(Sequence[Tensor], _Shared.apply(*tensors))
+
+
+class _Shared(torch.autograd.Function):
+    """The same tensors; backward, one message for all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return tuple(average(grads))
+
+
 class Total(torch.autograd.Function):
     """`total` with a gradient, which may be differentiated again.
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from src.architectures.architecture import Architecture, Spec
+from src.bilevel.hypergradient import AlphaGradient, Bilevel, Hypergradient
 from src.common.errors import ConfigError, must_be
+from src.methods.alpha_gradients import AlphaGradientRule
 from src.methods.alpha_optimizers import AlphaOptimizer
 from src.methods.auxiliary import AuxiliarySkip
 from src.methods.discretizers import Discretizer, MixingWeights, Strongest
@@ -42,6 +44,7 @@ class Method:
         penalty: a function of the alphas that is added to their loss.
         perturbation: changes the mixing weights in the weights' step.
         alpha_optimizer: steps the alphas; None leaves them to the optimiser of the run.
+        hypergradient: what is made of the run's hypergradient; None takes it as it is.
         discretizer: from mixing weights to an architecture.
         frozen_epochs: epochs at the start that train the weights only: an integer is their number, a float below 1 is
             their share of all epochs, as in scikit-learn's `train_size`.
@@ -59,6 +62,7 @@ class Method:
     penalty: Penalty | None = None
     perturbation: Perturbation | None = None
     alpha_optimizer: AlphaOptimizer | None = None
+    hypergradient: AlphaGradientRule | None = None
     discretizer: Discretizer = Strongest()
     frozen_epochs: int | float = 0
     trains: ClassVar[bool] = True
@@ -67,12 +71,8 @@ class Method:
         if not (self.frozen_epochs >= 0 if isinstance(self.frozen_epochs, int) else 0 <= self.frozen_epochs < 1):
             allowed = "a number of epochs (an integer, 0 or more) or a share of them (below 1)"
             raise must_be("frozen_epochs", allowed, self.frozen_epochs)
-        slots = (
-            ("penalty", self.penalty),
-            ("perturbation", self.perturbation),
-            ("alpha_optimizer", self.alpha_optimizer),
-        )
-        for slot, choice in slots:
+        slots = ("penalty", "perturbation", "hypergradient", "alpha_optimizer")
+        for slot, choice in ((slot, getattr(self, slot)) for slot in slots):
             if choice is not None and self.relaxation.kind not in choice.fits:
                 raise ConfigError(
                     f"{slot} {_name(choice)} needs a relaxation of kind {' or '.join(sorted(choice.fits))}, "
@@ -106,7 +106,8 @@ class Method:
         if self.frozen_of(epochs) >= epochs:
             raise must_be("frozen_epochs", f"less than the number of epochs ({epochs})", self.frozen_epochs)
         alphas, generator = _under(ALPHAS, parameters), torch.Generator()
-        rows, noise = self.relaxation.expected(alphas), self.relaxation.draw(alphas, generator)
+        noise = self.relaxation.draw(alphas, generator)
+        first = dict([*self.relaxation.expected(alphas).items()][:1])  # of which an ascent takes no time
         for epoch in range(epochs):
             progress = Progress(epoch, epochs)
             with _within("relaxation"):
@@ -119,7 +120,7 @@ class Method:
                     self.penalty(alphas, progress)
             if self.perturbation is not None:
                 with _within("perturbation"):
-                    self.perturbation(rows, lambda rows: torch.stack(list(rows.values())).sum(), progress, generator)
+                    self.perturbation(first, lambda rows: next(iter(rows.values())).sum(), progress, generator)
 
     def frozen_of(self, epochs: int) -> int:
         """Return how many epochs of a search train the weights only.
@@ -192,6 +193,10 @@ class Method:
         """Return the weights of edges, {key of an InputChoice: (edges,)}."""
         edges = _under(EDGES, parameters)
         return edges if self._on_simplex else softmax(edges)
+
+    def alpha_gradient(self, hypergradient: Hypergradient, problem: Bilevel) -> AlphaGradient:
+        """Return the alphas' gradient, without that of the penalty, given the hypergradient of the run."""
+        return hypergradient(problem) if self.hypergradient is None else self.hypergradient(hypergradient, problem)
 
     def penalty_gradient(self, parameters: Mapping[str, Tensor], progress: Progress) -> Tensors:
         """Return the gradient of the penalty with respect to the alphas; empty without a penalty."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple, SupportsFloat, cast
 
@@ -358,6 +359,19 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
         if len(late) < len(stepped):
             for weight in late:
                 optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+
+
+@contextmanager
+def in_eval_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put modules into eval mode within the block, each by itself, and back into the mode that it was in."""
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def has_channels_last(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +21,15 @@ from src.methods.method import Method
 from src.methods.schedules import Progress
 from src.spaces.relaxed import WEIGHTS, RelaxedSpace
 from src.training.clock import between, mark
-from src.training.module import WEIGHTS_PART, Batch, TrainingModule, in_layout, set_gradients, start_momentum
+from src.training.module import (
+    WEIGHTS_PART,
+    Batch,
+    TrainingModule,
+    in_eval_mode,
+    in_layout,
+    set_gradients,
+    start_momentum,
+)
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -255,12 +264,13 @@ class SearchModule(TrainingModule):
             weight_optimizer: whose step is unrolled; None for a hypergradient that does not unroll.
         """
         scores: list[Tensor] = []
-        gradient = self.hypergradient(self.problem(batch, weight_optimizer, noise=noise, scores=scores))
+        problem = self.problem(batch, weight_optimizer, noise=noise, scores=scores)
+        gradient = self.method.alpha_gradient(self.hypergradient, problem)
         penalty = self.method.penalty_gradient(self.alphas(), self.progress)
         stepped = {name: grad + penalty[name] if name in penalty else grad for name, grad in gradient.total.items()}
         values = _of_gradient(gradient)
         if scores:
-            values[f"step/arch_{self.task.metric}"] = scores[-1]
+            values[f"step/arch_{self.task.metric}"] = scores[0]  # further ones are at other alphas
         return AlphaStep(
             gradient.total,
             gradient.direct,
@@ -401,13 +411,22 @@ class SearchModule(TrainingModule):
         """Return the mixing weights of the weights' step."""
         inputs, targets = batch
 
-        def loss(mixing: Tensors) -> Tensor:
-            self.seed_pass()
-            return self.task.loss(self._call_with(self._scratch(), inputs, mixing), targets)
+        with ExitStack() as in_eval:
+            evaluated: list[Tensor] = []
 
-        return self.method.weights_step_mixing(
-            _detached(self.alphas()), self._noise(), self.progress, loss, self._generator("perturbation")
-        )
+            def loss(mixing: Mapping[str, Tensor]) -> Tensor:
+                if not evaluated:  # until the perturbation is found: its gradients are taken in eval mode, too
+                    in_eval.enter_context(in_eval_mode(self._net_modules))
+                self.seed_pass()
+                rows = dict(zip(mixing, processes.shared(list(mixing.values())), strict=True))
+                state = _detached(self.weights()) | self._scratch()
+                value = self.task.loss(self._call_with(state, inputs, rows), targets)
+                evaluated[:] = processes.average([value.detach()])
+                return value + (evaluated[0] - value.detach())
+
+            return self.method.weights_step_mixing(
+                _detached(self.alphas()), self._noise(), self.progress, loss, self._generator("perturbation")
+            )
 
     def _generator(self, purpose: str) -> torch.Generator:
         """Return a generator that is a function of the place in the run, and not of the process."""

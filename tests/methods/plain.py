@@ -167,9 +167,13 @@ class Plain:
                     h = [g + p for g, p in zip(h, self.penalty(alphas, epoch), strict=True)]
                     count += 1
                     self.step_alphas(alphas, h, first, second, count)
-                loss = self.loss(net, batch["weights"], self.rows_of_the_weights_step(net, epoch, step))
-                sgd(weights, list(torch.autograd.grad(loss, weights, allow_unused=True)), velocity, lr)
+                sgd(weights, self.weight_gradients(batch, epoch, step), velocity, lr)
         return net
+
+    def weight_gradients(self, batch: dict[str, Batch], epoch: int, step: int) -> list[Tensor | None]:
+        """Return the gradients of the weights' step, before they are clipped."""
+        loss = self.loss(self.net, batch["weights"], self.rows_of_the_weights_step(self.net, epoch, step))
+        return list(torch.autograd.grad(loss, split(self.net)[0], allow_unused=True))
 
     def first_order(self, batch: Any, epoch: int, step: int, lr: float, velocity: list[Any]) -> list[Tensor]:
         clone = copy.deepcopy(self.net)

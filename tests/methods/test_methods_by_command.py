@@ -15,6 +15,8 @@ SHORT = [*SEARCH, "epochs=2", "checkpoint_minutes=0", "callbacks=none"]
 METHODS = {
     "beta_darts": ["method=beta_darts", "order=2"],
     "sdarts_rs": ["method=sdarts_rs"],
+    "sdarts_adv": ["method=sdarts_adv", "method.perturbation.steps=2"],
+    "a2m": ["method=a2m"],
     "gdas": ["method=gdas"],
     "darts_minus": ["method=darts_minus", "order=2"],
     "gaea": ["method=gaea", "order=2", "method.alpha_optimizer.lr=2.0"],
@@ -52,7 +54,7 @@ def test_a_search_leaves_the_files_of_a_run(method: str, straight: dict[str, Pat
     assert (folder / "report.html").exists()
 
 
-@pytest.mark.parametrize("method", ["sdarts_rs", "gdas", "gaea", "pc_darts", "darts_minus"])
+@pytest.mark.parametrize("method", ["sdarts_rs", "sdarts_adv", "gdas", "gaea", "pc_darts", "darts_minus"])
 def test_cut_off_twice_and_resumed(
     method: str, straight: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +108,19 @@ def test_cut_off_twice_and_resumed(
         (
             ["method=pc_darts", "space.channels=6", "epochs=20"],
             "PartialChannels needs a number of channels that k=4 divides, 'normal_n2_p0' has 6",
+        ),
+        (
+            ["method=sdarts_adv", "method.relaxation._target_=src.methods.relaxations.GumbelHard"],
+            "perturbation AdversarialSmoothing needs a relaxation of kind simplex or softmax, got GumbelHard",
+        ),
+        (["method=sdarts_adv", "method.perturbation.steps=0"], "method.perturbation.steps must be 1 or more, got 0"),
+        (
+            ["method=a2m", "method.relaxation._target_=src.methods.relaxations.GumbelHard"],
+            "hypergradient FlatMinimum needs a relaxation of kind dirichlet or sigmoid or softmax, got GumbelHard",
+        ),
+        (
+            ["method=a2m", "method.hypergradient.rho=-1"],
+            "method.hypergradient.rho must be a number of 0 or more, got -1.0",
         ),
         (["method=pc_darts", "method.mixed_op.k=0"], "k must be 1 or more, got 0"),
         (

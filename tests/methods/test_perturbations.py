@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from src.common.errors import ConfigError
-from src.methods.perturbations import RandomSmoothing, project
+from src.methods.perturbations import AdversarialSmoothing, RandomSmoothing, project
 from src.methods.schedules import Progress
 
 FIRST = Progress(0, 1)
@@ -85,3 +86,67 @@ def test_the_default_radius_is_the_papers() -> None:
 def test_radii_are_not_negative(radius: float) -> None:
     with pytest.raises(ConfigError, match=r"^radius must be 0 or more in every epoch, got \S+ in epoch 0$"):
         smoothed({"edge": ROW}, radius)
+
+
+def ascended(
+    rows: dict[str, Tensor], loss: Any, radius: float = 0.1, steps: int = 7, seed: int = 0
+) -> dict[str, Tensor]:
+    ascent = AdversarialSmoothing(radius=radius, steps=steps)
+    return ascent(rows, loss, FIRST, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("row", "slopes", "radius", "corner"),
+    [
+        ([0.3, 0.7], [2.0, -1.0], 0.1, [0.4, 0.6]),
+        ([0.3, 0.7], [-0.5, 3.0], 0.1, [0.2, 0.8]),
+        ([0.1, 0.9], [-1.0, 1.0], 0.3, [0.0, 1.0]),  # -0.2 and 1.2 are clipped
+    ],
+)
+def test_the_ascent_of_a_linear_loss_ends_in_the_corner(
+    row: list[float], slopes: list[float], radius: float, corner: list[float], seed: int
+) -> None:
+    """Two candidates whose slopes differ in sign keep their sum, so that they end a radius away, wherever they start."""
+    rows = {"edge": torch.tensor(row, dtype=torch.float64), "still": ROW}
+    found = ascended(rows, lambda given: (torch.tensor(slopes).double() * given["edge"]).sum(), radius, seed=seed)
+    torch.testing.assert_close(found["edge"], torch.tensor(corner, dtype=torch.float64), rtol=1e-12, atol=1e-15)
+
+
+@given(st.integers(0, 2**32), st.floats(0.01, 1), st.floats(0, 40))
+def test_the_ascent_never_lowers_the_loss(seed: int, radius: float, frequency: float) -> None:
+    """Of losses that go up and down within the radius, too."""
+    rows = {"one": ROW, "two": ROW.flip(0)}
+
+    def loss(given: Any) -> Tensor:
+        return (frequency * (given["one"] - 2 * given["two"])).sin().sum()
+
+    found = ascended(rows, loss, radius, seed=seed)
+    assert float(loss(found)) >= float(loss(rows))
+    for row in found.values():
+        assert bool((row >= 0).all())
+        assert math.isclose(float(row.sum()), 1.0, rel_tol=1e-12)
+
+
+def test_without_a_rise_the_mixing_weights_stay() -> None:
+    """A maximum: each step away from it lowers the loss."""
+    rows = {"edge": ROW}
+    found = ascended(rows, lambda given: -(given["edge"] - ROW).square().sum())
+    assert torch.equal(found["edge"], ROW)
+
+
+def test_passes_of_the_ascent() -> None:
+    """Seven with a gradient and two without; the loss need not see every key."""
+    graded: list[bool] = []
+
+    def loss(given: Any) -> Tensor:
+        graded.append(torch.is_grad_enabled())
+        return given["edge"][0]
+
+    ascended({"edge": ROW, "unseen": ROW}, loss)
+    assert graded == [True] * 7 + [False] * 2
+
+
+def test_steps_are_one_or_more() -> None:
+    with pytest.raises(ConfigError, match=r"^steps must be 1 or more, got 0$"):
+        AdversarialSmoothing(steps=0)

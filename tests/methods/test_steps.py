@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 from typing import Any
 
 import pytest
@@ -27,17 +27,20 @@ from methods.plain_darts_minus import (
     PlainDartsMinusPartialChannels,
 )
 from methods.plain_gaea import PlainGaea, PlainGaeaPartialChannelsRandomSmoothing
+from methods.plain_weights import PlainAdversarial, PlainFlatMinimum
 from torch import Tensor
 
+from methods import traps_weights
 from src.fast.fused import FusedSupernet
 from src.methods import perturbations
+from src.methods.alpha_gradients import FlatMinimum
 from src.methods.alpha_optimizers import ExponentiatedGradient, ExponentiatedGradientOptimizer
 from src.methods.auxiliary import AuxiliarySkip
 from src.methods.discretizers import StrongestProduct
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels, PartialChoice
 from src.methods.penalties import BetaDecay
-from src.methods.perturbations import RandomSmoothing
+from src.methods.perturbations import AdversarialSmoothing, RandomSmoothing
 from src.methods.relaxations import GumbelHard, Simplex
 from src.spaces.choices import LayerChoice
 from src.spaces.relaxed import RelaxedSpace
@@ -46,6 +49,8 @@ from src.training.search import SearchModule
 METHODS: dict[str, tuple[Method, type[Plain]]] = {
     "beta_darts": (Method(penalty=BetaDecay()), PlainBeta),
     "sdarts_rs": (Method(perturbation=RandomSmoothing()), PlainRandomSmoothing),
+    "sdarts_adv": (Method(perturbation=AdversarialSmoothing()), PlainAdversarial),
+    "a2m": (Method(hypergradient=FlatMinimum()), PlainFlatMinimum),
     "gdas": (Method(relaxation=GumbelHard()), PlainGdas),
     "pc_darts": (
         Method(mixed_op=PartialChannels(k=2), edge_weights=True, discretizer=StrongestProduct(), frozen_epochs=1),
@@ -113,23 +118,29 @@ LEGAL = [
 ]
 
 
-def transcribed(method: str, hypergradient: str, search: SearchModule) -> RelaxedSpace:
+def data_of(method: str) -> Any:
+    return batches(1 if method == "a2m" else 2)  # a2m takes four hypergradients a step
+
+
+@functools.cache  # several tests compare with it
+def transcribed(method: str, hypergradient: str) -> RelaxedSpace:
     """Return what the plain algorithm makes of a search's first network."""
-    return METHODS[method][1](copy.deepcopy(search.net)).run(batches(), hypergradient)
+    kind, plain = METHODS[method]
+    return plain(search_module(kind).net).run(data_of(method), hypergradient)
 
 
 @pytest.mark.parametrize(("method", "hypergradient"), LEGAL)
 def test_search_equals_the_plain_algorithm(method: str, hypergradient: str) -> None:
     search = search_module(METHODS[method][0], HYPERGRADIENTS[hypergradient])
-    reference = transcribed(method, hypergradient, search)
-    assert difference(fit(search, batches()), reference) < 1e-9
+    reference = transcribed(method, hypergradient)
+    assert difference(fit(search, data_of(method)), reference) < 1e-9
 
 
 @pytest.mark.parametrize("method", ALONE)
 def test_the_fused_optimiser_takes_the_same_steps(method: str) -> None:
     search = search_module(METHODS[method][0], fused=True)
-    reference = transcribed(method, "first_order", search)
-    assert difference(fit(search, batches()), reference) < 1e-9
+    reference = transcribed(method, "first_order")
+    assert difference(fit(search, data_of(method)), reference) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -138,8 +149,8 @@ def test_the_fused_optimiser_takes_the_same_steps(method: str) -> None:
 def test_the_fused_form_takes_the_same_steps(method: str, hypergradient: str) -> None:
     """Methods that sample a path or cut choices are computed by the plain form, with the fused operations around them."""
     search = search_module(METHODS[method][0], HYPERGRADIENTS[hypergradient], space=FusedSupernet)
-    reference = transcribed(method, hypergradient, search_module(METHODS[method][0]))
-    assert difference(fit(search, batches()), reference) < 1e-9
+    reference = transcribed(method, hypergradient)
+    assert difference(fit(search, data_of(method)), reference) < 1e-9
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -338,6 +349,8 @@ TRAPS = {
     ),
     "beta_darts": (_no_penalty_in_the_unrolled_step, _penalty_summed_over_edges),
     "sdarts_rs": (_raw_alphas_perturbed, _perturbed_alphas_written_back, _alphas_step_perturbed),
+    "sdarts_adv": (*traps_weights.SDARTS_ADV, _perturbed_alphas_written_back),
+    "a2m": traps_weights.A2M,
     "gdas": (_sampled_weights_as_zero_scalars, _the_weights_step_draws_anew, _undrawn_weights_have_gradient_zero),
     "gaea": (_a_softmax_of_the_rows, _a_gradient_step_on_the_simplex),
     "gaea, pc and sdarts": (_edge_weights_are_logits,),
@@ -352,8 +365,8 @@ TRAPS = {
 def test_known_bugs_are_noticed(method: str, trap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     hypergradient = "exact" if trap is _no_penalty_in_the_unrolled_step else "first_order"
     search = search_module(METHODS[method][0], HYPERGRADIENTS[hypergradient])
-    reference = transcribed(method, hypergradient, search)
+    reference = transcribed(method, hypergradient)
     with monkeypatch.context() as patch:
         trap(patch)
-        found = difference(fit(search, batches()), reference)
+        found = difference(fit(search, data_of(method)), reference)
     assert found > 1e-6

@@ -24,7 +24,7 @@ from src.methods.discretizers import StrongestProduct
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels
 from src.methods.penalties import BetaDecay
-from src.methods.perturbations import RandomSmoothing
+from src.methods.perturbations import AdversarialSmoothing, RandomSmoothing
 from src.methods.relaxations import GumbelHard, Simplex
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
@@ -45,6 +45,7 @@ METHODS = {
     "darts": Method(),
     "beta_darts": Method(penalty=BetaDecay(weight=2.0)),
     "sdarts_rs": Method(perturbation=RandomSmoothing(radius=0.2)),
+    "sdarts_adv": Method(perturbation=AdversarialSmoothing(radius=0.2, steps=2)),
     "gdas": Method(relaxation=GumbelHard(temperature=2.0)),
     "darts_minus": Method(auxiliary=AuxiliarySkip(weight=0.5)),
     "gaea": Method(

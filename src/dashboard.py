@@ -48,7 +48,7 @@ PANELS: dict[str, list[tuple[str, list[str]]]] = {
         ("Accuracy of a step", ["step/train_accuracy", "step/arch_accuracy"]),
         ("Learning rate of the weights", ["step/lr_weights"]),
         ("Learning rate of the alphas", ["step/lr_alphas"]),
-        ("Seconds a step", ["time/alpha_step", "time/weight_step"]),
+        ("Seconds a step", ["time/alpha_step", "time/weight_step", "time/joint_step"]),
         ("Samples a second", ["time/samples_per_second"]),
         ("Memory, GiB", ["memory/process_peak_gib", "memory/device_peak_gib"]),
     ],

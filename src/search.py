@@ -64,7 +64,7 @@ def build_module(config: DictConfig, data: DataModule) -> SearchModule:
             f"set order={hypergradient.order} or hypergradient=auto"
         )
     method = build(config.method, "method")
-    method.check_order(unrolls=hypergradient.unrolls)
+    method.check_hypergradient(hypergradient)
     module = SearchModule(
         build_space(config, data, differentiated_twice=hypergradient.differentiates_twice),
         task=data.task,

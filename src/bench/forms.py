@@ -118,10 +118,9 @@ class OurSearch:
         (self.weight_optimizer, self.alpha_optimizer), _ = self.module.configure_optimizers()
 
     def __call__(self, batch: Batches) -> None:
-        """Step the alphas, then the weights."""
+        """Step alphas and weights."""
         with autocast(self.device, self.precision):
-            self.module.step_alphas(batch, self.weight_optimizer, self.alpha_optimizer)
-            self.module.step_weights(batch["weights"], self.weight_optimizer)
+            self.module.take_step(batch, self.weight_optimizer, self.alpha_optimizer)
 
     def copy_state(self, other: OurSearch) -> None:
         """Take the place of another search: its weights, alphas, running statistics and momentum."""

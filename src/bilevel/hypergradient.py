@@ -126,6 +126,7 @@ class FirstOrder:
     order: ClassVar[int] = 1
     unrolls: ClassVar[bool] = False
     differentiates_twice: ClassVar[bool] = False
+    is_direct: ClassVar[bool] = True  # the direct term alone, which a method of one level has from the weights' pass
 
     def __call__(self, problem: Bilevel) -> AlphaGradient:
         """Return grad_a L_a(w, a)."""

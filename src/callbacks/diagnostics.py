@@ -48,8 +48,9 @@ class Diagnostics(L.Callback):
 
     - `seconds_orders`, `seconds_exact`, `seconds_eigenvalue` and `seconds_gap`: what each of them took in the epoch.
 
-    A comparison that the run cannot make is left out: orders where the weights' optimiser cannot be unrolled or the
-    relaxation has no second derivative.
+    A comparison that the run cannot make is left out: orders where the weights' optimiser cannot be unrolled, the
+    relaxation has no second derivative, or the method is of one level (the loss of the eigenvalue is then that on both
+    batches).
 
     Args:
         orders_every_n_steps: steps between two comparisons of the orders, which each epoch's last step has too; None
@@ -90,8 +91,9 @@ class Diagnostics(L.Callback):
         assert isinstance(pl_module, SearchModule)
         self._differentiates_twice = pl_module.method.relaxation.second_order
         try:
+            pl_module.method.check_order(unrolls=True)
             check_unrollable(trainer.optimizers[0])
-            self._unrolls = self._differentiates_twice
+            self._unrolls = True
         except ConfigError:
             self._unrolls = False
 

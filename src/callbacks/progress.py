@@ -286,11 +286,15 @@ class Pace:
 
 
 def validation_name(trainer: L.Trainer, module: L.LightningModule) -> str:
-    """Return what the validation is of: the half of the train split that trains the alphas, or a split of its own."""
+    """Return what the validation is of: the half of the train split that trains the alphas, or a split of its own.
+
+    With a method of one level, that half trains the weights as well.
+    """
     describe = getattr(trainer.datamodule, "record", None)  # pyright: ignore[reportAttributeAccessIssue]
     described: Mapping[str, Any] = describe() if describe is not None else {}
-    is_half = isinstance(module, SearchModule) and described.get("validation_samples") == 0
-    return "alphas' half" if is_half else "validation"
+    if not isinstance(module, SearchModule) or described.get("validation_samples") != 0:
+        return "validation"
+    return "trained half" if module.method.one_level else "alphas' half"
 
 
 def _strongest_before(trainer: L.Trainer) -> dict[str, str]:

@@ -48,6 +48,8 @@ class Method:
         discretizer: from mixing weights to an architecture.
         frozen_epochs: epochs at the start that train the weights only: an integer is their number, a float below 1 is
             their share of all epochs, as in scikit-learn's `train_size`.
+        one_level: whether a search step trains alphas and weights together, in one pass over the batches of both halves,
+            with both gradients at the same point. There is then no held-out half, and nothing to unroll.
         trains: whether a search trains anything; a method without training (src/methods/random_search.py) is no `Method`.
 
     Raises:
@@ -65,6 +67,7 @@ class Method:
     hypergradient: AlphaGradientRule | None = None
     discretizer: Discretizer = Strongest()
     frozen_epochs: int | float = 0
+    one_level: bool = False
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -85,6 +88,10 @@ class Method:
                 f"{_name(self.relaxation)}",
                 None,
             )
+        for slot in ("perturbation", "hypergradient") if self.one_level else ():
+            if getattr(self, slot) is not None:
+                allowed = "null with one_level, where alphas and weights share one pass"
+                raise must_be(slot, allowed, _name(getattr(self, slot)))
         discretizer = _name(self.discretizer)
         if self.edge_weights and not self.discretizer.ranks_by_edge_weights:
             raise must_be(
@@ -99,6 +106,20 @@ class Method:
             raise ConfigError(
                 f"order must be 1 with the relaxation {_name(self.relaxation)}, got 2: its mixing weights have no "
                 "second derivative"
+            )
+        if unrolls and self.one_level:
+            raise ConfigError(
+                "order must be 1 with one_level, got 2: one loss trains alphas and weights, so nothing is unrolled"
+            )
+
+    def check_hypergradient(self, hypergradient: Hypergradient) -> None:
+        """Raise a `ConfigError` if the method cannot be searched with a hypergradient."""
+        self.check_order(unrolls=hypergradient.unrolls)
+        if self.one_level and not getattr(hypergradient, "is_direct", False):
+            raise must_be(
+                "hypergradient",
+                "first_order with one_level, which takes the gradient in its one pass",
+                _name(hypergradient),
             )
 
     def check_epochs(self, epochs: int, parameters: Mapping[str, Tensor]) -> None:

@@ -284,6 +284,9 @@ def _findings(run: SavedRun) -> list[Finding]:
                 "architectures: the test accuracy of a retrain does."
             )
             findings.append(Finding(text, "plain"))
+        if findings and score and _validates_on_trained(run):
+            text = "It is not of images held out: one level trains the weights, too, on the half that the validation is of."
+            findings.append(Finding(text, "weak"))
         return findings
     data = run.result.get("data")
     samples = data.get("test_samples") if isinstance(data, dict) else None
@@ -298,6 +301,13 @@ def _findings(run: SavedRun) -> list[Finding]:
             "several compares."
         )
     return [Finding(text, "plain")]
+
+
+def _validates_on_trained(run: SavedRun) -> bool:
+    """Return whether a search trained its weights on what it was validated on."""
+    method, data = run.config.get("method"), run.result.get("data")
+    own = data.get("validation_samples") if isinstance(data, dict) else None
+    return isinstance(method, dict) and bool(method.get("one_level")) and not own
 
 
 def _limits(run: SavedRun) -> list[str]:

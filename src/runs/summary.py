@@ -58,7 +58,10 @@ class Opening(L.Callback):
                         ("folder", str(self.folder)),
                         ("device", device(self.record.machine, trainer.precision)),
                         ("network", network(self.record, pl_module)),
-                        ("data", f"{samples(self.record.data)}\n{validation(self.record.data, validated)}"),
+                        (
+                            "data",
+                            f"{samples(self.record.data)}{level(pl_module)}\n{validation(self.record.data, validated)}",
+                        ),
                         ("training", self._steps(trainer)),
                     ]
                 )
@@ -120,6 +123,13 @@ def samples(data: Mapping[str, Any]) -> str:
     return "; ".join(
         [shape, ", ".join(f"{count:,} samples {_SAMPLES.get(name, name)}" for name, count in counts.items())]
     )
+
+
+def level(module: TrainingModule) -> str:
+    """Return what to add to the sizes of the halves, where both train weights and alphas."""
+    if isinstance(module, SearchModule) and module.method.one_level:
+        return "\none level: both halves train the weights and the alphas"
+    return ""
 
 
 def validation(data: Mapping[str, Any], name: str | None) -> str:

@@ -1,8 +1,11 @@
-"""The search step: alphas and weights in turn, one mini-batch each (algorithm 1 of arXiv 1806.09055)."""
+"""The search step: alphas and weights in turn, one mini-batch each (algorithm 1 of arXiv 1806.09055).
+
+A method of one level steps both together, on both mini-batches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, NamedTuple, cast
@@ -20,7 +23,7 @@ from src.data.tasks import Task
 from src.methods.method import Method
 from src.methods.schedules import Progress
 from src.spaces.relaxed import WEIGHTS, RelaxedSpace
-from src.training.clock import between, mark
+from src.training.clock import Elapsed, between, mark
 from src.training.module import (
     WEIGHTS_PART,
     Batch,
@@ -36,6 +39,7 @@ SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LR
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 ALPHAS_PART = "alphas"  # of a step, before that of the weights
+TOGETHER_PART = "alphas and weights"  # of a step of one level
 
 
 class AlphaStep(NamedTuple):
@@ -69,12 +73,26 @@ class WeightStep(NamedTuple):
     outputs: Tensor
 
 
+class Step(NamedTuple):
+    """What a search step came to: of the alphas (None while they are frozen), and of the weights before their step.
+
+    `times` are the seconds of its parts, by the names that loggers have them under.
+    """
+
+    gradient: AlphaGradient | None
+    loss: Tensor
+    outputs: Tensor
+    targets: Tensor
+    times: dict[str, float | Elapsed]
+
+
 class SearchModule(TrainingModule):
     """Searches a space: holds the supernet and its alphas, and optimises both.
 
     A batch is {"weights": (inputs, targets), "arch": (inputs, targets)} from the two halves of the train split. What
-    differs between methods is in `method`; the step below is the same for all. `alpha_optimizer` may be None for a method
-    that has its own, which is used in any case.
+    differs between methods is in `method`. There are two kinds of steps: in turn, each on its half (bilevel, as in DARTS),
+    and together, on both halves (a method of one level). `alpha_optimizer` may be None for a method that has its own,
+    which is used in any case.
 
     Raises:
         ConfigError: the method does not go with the hypergradient or the space, or has no optimiser for its alphas.
@@ -95,7 +113,7 @@ class SearchModule(TrainingModule):
         graphs: bool = False,
     ) -> None:
         method = method or Method()
-        method.check_order(unrolls=hypergradient.unrolls)
+        method.check_hypergradient(hypergradient)
         super().__init__(
             method.relax(space),
             task=task,
@@ -107,7 +125,7 @@ class SearchModule(TrainingModule):
         )
         self.net: RelaxedSpace
         self.automatic_optimization = False
-        self.parts = (ALPHAS_PART, WEIGHTS_PART)
+        self.parts = (TOGETHER_PART if method.one_level else ALPHAS_PART, WEIGHTS_PART)
         self.hypergradient = hypergradient
         self.method = method
         self.step_gradient: AlphaGradient | None = None  # of the latest step; None while the alphas are frozen
@@ -203,19 +221,12 @@ class SearchModule(TrainingModule):
         return super().no_graphs()
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> dict[str, Tensor]:
-        """Step the alphas on the arch batch, then the weights on the weight batch, with the new alphas.
+        """Take a search step, and measure it.
 
-        Returns the weight batch's loss and score, for callbacks.
+        Returns the loss and score of the weights' batch, for callbacks.
         """
         weight_optimizer, alpha_optimizer = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
-        start = mark(self.device)
-        gradient = None
-        if not self.is_frozen:
-            gradient = self.step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)
-        middle = mark(self.device)
-        loss, outputs = self.step_weights(batch["weights"], weight_optimizer)
-
-        targets = batch["weights"][1]
+        gradient, loss, outputs, targets, times = self.take_step(batch, weight_optimizer, alpha_optimizer)
         count = len(targets)
         self.measure("train", loss, outputs, targets)
         metric, score = self.task.metric, self.task.score(outputs, targets)
@@ -226,19 +237,54 @@ class SearchModule(TrainingModule):
             self.measure_mean("hypergradient_norm", values["hypergradient/total"], count)
             if gradient.correction:
                 self.measure_mean("correction_ratio", values["hypergradient/ratio"], count)
-            self.step_values |= {
-                "step/arch_loss": gradient.arch_loss, **values, "time/alpha_step": between(start, middle)
-            }  # fmt: skip
-        self.step_values["time/weight_step"] = between(middle, mark(self.device))
+            self.step_values |= {"step/arch_loss": gradient.arch_loss, **values}
+        self.step_values |= times
         self.step_samples, self.step_gradient = count, gradient
         return {"loss": loss, metric: score}
+
+    def take_step(self, batch: dict[str, Batch], weight_optimizer: Any, alpha_optimizer: Any) -> Step:
+        """Step alphas (unless this epoch trains the weights only) and weights, as the method does.
+
+        Args:
+            batch: of both halves.
+            weight_optimizer: of the weights, by itself or as Lightning wraps it.
+            alpha_optimizer: of the alphas.
+        """
+        step = self._step_together if self.method.one_level else self._step_in_turn
+        return step(batch, weight_optimizer, alpha_optimizer)
+
+    def _step_in_turn(self, batch: dict[str, Batch], weight_optimizer: Any, alpha_optimizer: Any) -> Step:
+        """Step the alphas on the arch batch, then the weights on the weight batch, with the new alphas."""
+        start, gradient, times = mark(self.device), None, {}
+        middle = start
+        if not self.is_frozen:
+            gradient = self.step_alphas(
+                batch, getattr(weight_optimizer, "optimizer", weight_optimizer), alpha_optimizer
+            )
+            middle = mark(self.device)
+            times["time/alpha_step"] = between(start, middle)
+        loss, outputs = self.step_weights(batch["weights"], weight_optimizer)
+        times["time/weight_step"] = between(middle, mark(self.device))
+        return Step(gradient, loss, outputs, batch["weights"][1], times)
+
+    def _step_together(self, batch: dict[str, Batch], weight_optimizer: Any, alpha_optimizer: Any) -> Step:
+        """Step alphas and weights on both batches as one, with one pass: both gradients are taken at the same point."""
+        start, joined = mark(self.device), _joined(batch)
+        if self.is_frozen:
+            loss, outputs = self.step_weights(joined, weight_optimizer)
+            return Step(None, loss, outputs, joined[1], {"time/weight_step": between(start, mark(self.device))})
+        of_alphas, of_weights = self._recorded(
+            TOGETHER_PART, self.gradients_together, joined, self._noise(), frozen=self._of_method
+        )
+        gradient = self._apply_to_alphas(of_alphas, alpha_optimizer)
+        loss, outputs = self._apply_to_weights(of_weights, weight_optimizer)
+        return Step(gradient, loss, outputs, joined[1], {"time/joint_step": between(start, mark(self.device))})
 
     def step_alphas(self, batch: dict[str, Batch], weight_optimizer: Any, alpha_optimizer: Any) -> AlphaGradient:
         """Step the alphas along the hypergradient and the penalty's gradient, and return the hypergradient.
 
         The weights, their gradients and all buffers stay as they are.
         """
-        alphas = self.alphas()
         unrolled = weight_optimizer if self.hypergradient.unrolls else None
         found = self._recorded(
             ALPHAS_PART,
@@ -247,6 +293,11 @@ class SearchModule(TrainingModule):
             self._noise(),
             frozen=(self._of_method, None if unrolled is None else self._unrolled(unrolled)),
         )
+        return self._apply_to_alphas(found, alpha_optimizer)
+
+    def _apply_to_alphas(self, found: AlphaStep, alpha_optimizer: Any) -> AlphaGradient:
+        """Step the alphas along what was computed for them."""
+        alphas = self.alphas()
         self.check_finite("alphas", found.length, found.arch_loss)
         set_gradients(alphas.values(), (found.stepped[name] for name in alphas))
         alpha_optimizer.step()
@@ -266,6 +317,10 @@ class SearchModule(TrainingModule):
         scores: list[Tensor] = []
         problem = self.problem(batch, weight_optimizer, noise=noise, scores=scores)
         gradient = self.method.alpha_gradient(self.hypergradient, problem)
+        return self._alpha_step(gradient, scores)
+
+    def _alpha_step(self, gradient: AlphaGradient, scores: list[Tensor]) -> AlphaStep:
+        """Add the penalty's gradient to a hypergradient; the last of `scores` is the one to log."""
         penalty = self.method.penalty_gradient(self.alphas(), self.progress)
         stepped = {name: grad + penalty[name] if name in penalty else grad for name, grad in gradient.total.items()}
         values = _of_gradient(gradient)
@@ -290,7 +345,7 @@ class SearchModule(TrainingModule):
         noise: Tensors | None = None,
         scores: list[Tensor] | None = None,
     ) -> Bilevel:
-        """Return the bilevel problem of this search step.
+        """Return the bilevel problem of this search step; with one level, both losses are on both batches as one.
 
         Args:
             batch: of both halves.
@@ -299,9 +354,10 @@ class SearchModule(TrainingModule):
             scores: gets the task's score on the arch batch, each time that its loss is computed.
         """
         weights = self.weights()
+        of_weights, of_alphas = [_joined(batch)] * 2 if self.method.one_level else (batch["weights"], batch["arch"])
         return Bilevel(
-            weight_loss=self.loss_on(batch["weights"], noise=noise),
-            arch_loss=self.loss_on(batch["arch"], noise=noise, scores=scores),
+            weight_loss=self.loss_on(of_weights, noise=noise),
+            arch_loss=self.loss_on(of_alphas, noise=noise, scores=scores),
             weights=weights,
             alphas=self.alphas(),
             step=VirtualStep(lr=0.0) if weight_optimizer is None else VirtualStep.of(weight_optimizer, weights),
@@ -312,6 +368,10 @@ class SearchModule(TrainingModule):
         """Step the weights along their clipped gradient, and return the loss and the outputs before the step."""
         mixing = self._weights_step_mixing(batch)
         found = self._recorded(WEIGHTS_PART, self.weight_gradients, batch, mixing, frozen=self._of_method)
+        return self._apply_to_weights(found, weight_optimizer)
+
+    def _apply_to_weights(self, found: WeightStep, weight_optimizer: Any) -> tuple[Tensor, Tensor]:
+        """Step the weights along what was computed for them."""
         for weight, gradient in zip(self.weights().values(), found.gradients, strict=True):
             weight.grad = gradient
         self.check_finite("weights", found.length, found.loss)
@@ -331,9 +391,40 @@ class SearchModule(TrainingModule):
         outputs = self._call_with({}, inputs, mixing)
         loss = self.task.loss(outputs, targets)
         gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        set_gradients(weights, self.average_step(weights, gradients))
+        return self._weight_step(self.average_step(weights, gradients), loss, outputs)
+
+    def _weight_step(self, gradients: Sequence[Tensor | None], loss: Tensor, outputs: Tensor) -> WeightStep:
+        """Set the weights' gradients, and clip them."""
+        weights = list(self.weights().values())
+        set_gradients(weights, gradients)
         length = nn.utils.clip_grad_norm_(weights, self.gradient_clip)
         return WeightStep([weight.grad for weight in weights], length, loss.detach(), outputs.detach())
+
+    def gradients_together(self, batch: Batch, noise: Tensors) -> tuple[AlphaStep, WeightStep]:
+        """Return what a search step of one level computes, for alphas and weights, in one pass.
+
+        The weights' gradients are set, too, and the running statistics move. The host waits for no device.
+
+        Args:
+            batch: both batches as one.
+            noise: of the search step.
+        """
+        inputs, targets = batch
+        weights, alphas = list(self.weights().values()), self.alphas()
+        self.seed_pass()
+        outputs = self._call_with({}, inputs, self.method.mixing_weights(alphas, noise, self.progress))
+        loss = self.task.loss(outputs, targets)
+        parameters = [*weights, *alphas.values()]
+        gradients = self.average_step(parameters, torch.autograd.grad(loss, parameters, allow_unused=True))
+        direct = {
+            name: torch.zeros_like(alpha) if gradient is None else gradient
+            for (name, alpha), gradient in zip(alphas.items(), gradients[len(weights) :], strict=True)
+        }
+        gradient = AlphaGradient(total=direct, direct=direct, correction={}, arch_loss=loss.detach())
+        return (
+            self._alpha_step(gradient, [self.task.score(outputs.detach(), targets)]),
+            self._weight_step(gradients[: len(weights)], loss, outputs),
+        )
 
     @property
     def _of_method(self) -> object:
@@ -447,6 +538,12 @@ class SearchModule(TrainingModule):
         inputs, targets = batch
         outputs = self._call_with({}, inputs, self.method.evaluated(_detached(self.alphas()), self.progress))
         self.measure("val", self.task.loss(outputs, targets), outputs, targets)
+
+
+def _joined(batch: Mapping[str, Batch]) -> Batch:
+    """Return the batches of both halves as one, (2N, ...)."""
+    inputs, targets = (torch.cat(pair) for pair in zip(batch["weights"], batch["arch"], strict=True))
+    return inputs, targets
 
 
 def _of_gradient(gradient: AlphaGradient) -> Tensors:

@@ -74,6 +74,11 @@ class Sigmoid(Softmax):
             {"discretizer": StrongestProduct()},
             "edge_weights must be true with the discretizer StrongestProduct, got False",
         ),
+        ({"one_level": True, "relaxation": GumbelHard(), "penalty": BetaDecay(), "frozen_epochs": 0.5}, None),
+        (
+            {"one_level": True, "perturbation": RandomSmoothing()},
+            "perturbation must be null with one_level, where alphas and weights share one pass, got RandomSmoothing",
+        ),
         *(
             (
                 {"frozen_epochs": value},
@@ -99,6 +104,20 @@ def test_orders() -> None:
     Method().check_order(unrolls=True)
     with pytest.raises(ConfigError, match=r"^order must be 1 with the relaxation GumbelHard, got 2: "):
         Method(relaxation=GumbelHard()).check_order(unrolls=True)
+
+
+def test_one_level_takes_the_first_order_alone() -> None:
+    class Own(FirstOrder):
+        is_direct: ClassVar[bool] = False  # such as one that adds noise
+
+    method = Method(one_level=True)
+    method.check_hypergradient(FirstOrder())
+    Method().check_hypergradient(Own())
+    for hypergradient in (FiniteDifference(), Exact()):
+        with pytest.raises(ConfigError, match=r"^order must be 1 with one_level, got 2: one loss trains"):
+            method.check_hypergradient(hypergradient)
+    with pytest.raises(ConfigError, match=r"^hypergradient must be first_order with one_level, .* got Own$"):
+        method.check_hypergradient(Own())
 
 
 @pytest.mark.parametrize(

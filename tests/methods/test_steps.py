@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -26,6 +27,7 @@ from methods.plain_darts_minus import (
     PlainDartsMinusGdas,
     PlainDartsMinusPartialChannels,
 )
+from methods.plain_drsnas import PlainOneLevel
 from methods.plain_gaea import PlainGaea, PlainGaeaPartialChannelsRandomSmoothing
 from methods.plain_weights import PlainAdversarial, PlainFlatMinimum
 from torch import Tensor
@@ -44,6 +46,7 @@ from src.methods.perturbations import AdversarialSmoothing, RandomSmoothing
 from src.methods.relaxations import GumbelHard, Simplex
 from src.spaces.choices import LayerChoice
 from src.spaces.relaxed import RelaxedSpace
+from src.training import search as search_step
 from src.training.search import SearchModule
 
 METHODS: dict[str, tuple[Method, type[Plain]]] = {
@@ -80,6 +83,7 @@ METHODS: dict[str, tuple[Method, type[Plain]]] = {
         ),
         PlainGaeaPartialChannelsRandomSmoothing,
     ),
+    "one_level": (Method(one_level=True, frozen_epochs=1), PlainOneLevel),
     "gdas, pc and beta": (
         Method(
             relaxation=GumbelHard(),
@@ -104,9 +108,10 @@ METHODS: dict[str, tuple[Method, type[Plain]]] = {
     ),
 }
 ALONE = [name for name in METHODS if " " not in name]
+ORDER_1_ONLY = ("gdas", "one_level")
 LEGAL = [
     *((name, "first_order") for name in ALONE),
-    *((name, "finite_difference") for name in ALONE if name != "gdas"),
+    *((name, "finite_difference") for name in ALONE if name not in ORDER_1_ONLY),
     ("sdarts_rs", "exact"),
     ("pc_darts", "exact"),
     ("gdas and darts_minus", "first_order"),
@@ -341,12 +346,37 @@ def _a_gradient_step_on_the_simplex(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExponentiatedGradientOptimizer, "step", step)
 
 
+def _new_alphas_for_the_weights(patch: pytest.MonkeyPatch) -> None:
+    """The alphas step first, and the weights' gradient is taken after that."""
+
+    def together(self: Any, batch: Any, weight_optimizer: Any, alpha_optimizer: Any) -> Any:
+        joined = search_step._joined(batch)
+        self.step_alphas(batch, weight_optimizer.optimizer, alpha_optimizer)
+        return (None, *self.step_weights(joined, weight_optimizer), joined[1], {})
+
+    patch.setattr(SearchModule, "_step_together", together)
+
+
+def _alphas_see_one_half(patch: pytest.MonkeyPatch) -> None:
+    original = SearchModule.gradients_together
+
+    def together(self: Any, batch: Any, noise: Any) -> Any:
+        of_weights = original(self, batch, noise)[1]
+        before = copy.deepcopy(self.net.state_dict())
+        of_alphas = original(self, tuple(tensor.chunk(2)[1] for tensor in batch), noise)[0]
+        self.net.load_state_dict(before)
+        return of_alphas, of_weights
+
+    patch.setattr(SearchModule, "gradients_together", together)
+
+
 TRAPS = {
     "darts_minus": (
         _auxiliary_never_fades,
         _auxiliary_shares_the_weights_of_the_candidate,
         _auxiliary_in_the_weights_step_only,
     ),
+    "one_level": (_new_alphas_for_the_weights, _alphas_see_one_half),
     "beta_darts": (_no_penalty_in_the_unrolled_step, _penalty_summed_over_edges),
     "sdarts_rs": (_raw_alphas_perturbed, _perturbed_alphas_written_back, _alphas_step_perturbed),
     "sdarts_adv": (*traps_weights.SDARTS_ADV, _perturbed_alphas_written_back),

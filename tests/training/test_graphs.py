@@ -29,7 +29,7 @@ from src.spaces.cnn.cells import Supernet
 from src.training import graphs
 from src.training.graphs import WARM_UP, Graphs
 from src.training.module import WEIGHTS_PART
-from src.training.search import ALPHAS_PART, SearchModule
+from src.training.search import ALPHAS_PART, TOGETHER_PART, SearchModule
 
 PARTS = (ALPHAS_PART, WEIGHTS_PART)
 STEPS = 5  # of an epoch
@@ -120,6 +120,14 @@ def test_replayed_steps_equal_usual_ones(hypergradient: Any) -> None:
     assert replays(recorded) == dict.fromkeys(PARTS, 2 * STEPS - WARM_UP - 2)
     assert recorded.graphs is not None
     assert recorded.graphs.records == dict.fromkeys(PARTS, 2)
+
+
+def test_replayed_steps_of_one_level() -> None:
+    data, method = batches(STEPS), Method(relaxation=SoftGumbel(), one_level=True)
+    usual, recorded = (small(1, recorded=on, method=method) for on in (False, True))
+    recorded.graphs = Graphs(Taped(), recorded.parts)
+    assert same(state(fit(usual, data)), state(fit(recorded, data)))
+    assert replays(recorded) == {TOGETHER_PART: 2 * STEPS - WARM_UP - 2}
 
 
 def test_replayed_steps_in_bfloat16() -> None:

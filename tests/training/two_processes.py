@@ -46,6 +46,7 @@ METHODS = {
     "beta_darts": Method(penalty=BetaDecay(weight=2.0)),
     "sdarts_rs": Method(perturbation=RandomSmoothing(radius=0.2)),
     "sdarts_adv": Method(perturbation=AdversarialSmoothing(radius=0.2, steps=2)),
+    "one_level": Method(one_level=True),
     "gdas": Method(relaxation=GumbelHard(temperature=2.0)),
     "darts_minus": Method(auxiliary=AuxiliarySkip(weight=0.5)),
     "gaea": Method(
@@ -108,8 +109,8 @@ def search(
     gradient = {}
     for weights, arch in zip(batches(7), batches(8), strict=True):
         own = {name: share(batch, rank, world, synced=synced) for name, batch in (("weights", weights), ("arch", arch))}
-        gradient = module.step_alphas(own, weight_optimizer, alpha_optimizer).total
-        module.step_weights(own["weights"], weight_optimizer)
+        taken = module.take_step(own, weight_optimizer, alpha_optimizer).gradient
+        gradient = {} if taken is None else taken.total
     return {"gradient": gradient, "state": module.net.state_dict(), "genotype": module.derive().to_json()}
 
 

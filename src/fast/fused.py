@@ -39,16 +39,20 @@ from src.fast.branches import (
     Incoming,
     Normal,
     PlainFormNeededError,
+    Pooling,
+    Same,
     affine_parameters,
     as_edges,
     branch_of,
 )
+from src.fast.kernels.cells import State
 from src.fast.known import Known, Memory, is_original, is_unedited, known
 from src.fast.layout import Before, Layout
 from src.fast.norms import Setting, Statistics
-from src.fast.whole import Reading, Wholes, check_first_order
+from src.fast.whole import Reading, Whole, Wholes, check_first_order, size_after, whole_of
 from src.spaces.cnn.cells import Cell, CellPlan, Supernet
 from src.spaces.cnn.genotypes import NodeEdges
+from src.spaces.cnn.modules import Pool
 from src.spaces.cnn.network import GenotypeCell, Network
 
 _EVALUATE = GenotypeCell.evaluate
@@ -166,6 +170,9 @@ class _Form(Layout):
         super().__init__(cell)
         self.refused: set[tuple[torch.Size, torch.Size]] = set()  # sizes of inputs
         self.wholes = Wholes()
+        self.calls: dict[
+            Any, list[Whole] | None
+        ] = {}  # of a cell with partial channels, by sizes and dtype of its inputs
 
     def output(self, before_last: Tensor, last: Tensor) -> Tensor | None:
         """Return the cell's output, or None where the plain form is needed; then nothing was changed."""
@@ -176,6 +183,8 @@ class _Form(Layout):
         if any(row is None for state in rows for row in state):  # an edge is no sum of all candidates
             return None
         rows = cast(list[list[Tensor]], rows)
+        if self.k > 1:
+            return self._partial(before_last, last, rows)
         output = self._whole(before_last, last, rows)
         if output is not None:
             return output
@@ -212,14 +221,84 @@ class _Form(Layout):
         flat = [row if len(row) == columns else F.pad(row, (0, columns - len(row))) for state in rows for row in state]
         return whole.output(inputs, torch.stack(flat).to(last.dtype))
 
-    def _readings(self, dtype: torch.dtype) -> list[Reading]:
-        """Return what reads the states: the two inputs, which preprocessing makes states 2 and 3 of, and the nodes."""
-        readings = [
+    def _partial(self, before_last: Tensor, last: Tensor, rows: list[list[Tensor]]) -> Tensor | None:
+        """Return the output of a cell with partial channels, or None where the plain form is needed.
+
+        One call makes the first two states, and one for each group of states makes what their edges add to the nodes. A
+        call takes the channels of a state in k parts, which are states to it: the candidates see the first, and the others
+        go past them. A node is shuffled when it is complete.
+        """
+        key = before_last.shape, last.shape, last.dtype
+        calls = self.calls.get(key)
+        if key not in self.calls or (calls is not None and not all(call.holds() for call in calls)):
+            calls = self.calls[key] = self._calls(before_last, last)
+        if calls is None or any(call.tensors() is None for call in calls):
+            return None
+        states = [*_output(calls[0], (before_last, last), None).chunk(2, dim=1)]
+        total: Tensor | None = None  # (N, k, nodes that are not complete, C / k, H, W)
+        for group, call in zip(self.groups, calls[1:], strict=True):
+            edges = len(self.states[group[0]])
+            if total is not None and edges < total.shape[2]:
+                node, total = total.split([1, edges], dim=2)
+                states.append(_shuffled(node))
+            parts = [part for state in group for part in states[state].chunk(self.k, dim=1)]
+            matrix = torch.stack([row for state in group for row in rows[state]]).to(last.dtype)
+            # A column of its own for each part that goes past: gradients of one column are not added up.
+            matrix = torch.cat([matrix[:, :-1], matrix[:, -1:].expand(-1, self.k - 1)], dim=1)
+            more = _output(call, parts, matrix).unflatten(1, (self.k, edges, -1))
+            total = more if total is None else total + more
+        assert total is not None
+        states.append(_shuffled(total))
+        return torch.cat(states[2:], dim=1)
+
+    def _calls(self, before_last: Tensor, last: Tensor) -> list[Whole] | None:
+        """Return the calls of a cell with partial channels; None where one cannot be had."""
+        first = whole_of(self._readings_of_inputs(last.dtype), (before_last, last), outputs=2, columns=1)
+        if first is None:
+            return None
+        calls, sources = [first], self._sources_without_rows(last.dtype)
+        batch, channels, *size = first.graph.output_shape
+        sizes: set[tuple[int, ...]] = set()  # of the nodes
+        for group in self.groups:
+            state = State(channels // 2 // self.k, *size)
+            parts = [last.new_empty(batch, *state, device="meta")] * (self.k * len(group))
+            edges, columns = len(self.states[group[0]]), {len(self.columns[index]) for index in group}
+            readings: list[Reading] = []
+            for index in group:
+                source = sources[index]
+                out = size_after(source.branches[0], state)
+                past = Same([nn.Identity()] * edges) if out == state else Pooling([_HALVED] * edges)
+                for part in range(self.k):
+                    place = len(readings), len(parts) + part * edges, edges, (len(readings) // self.k) * edges
+                    if part == 0:
+                        strides = frozenset(source.strides_of_none)
+                        readings.append(Reading(*place, source.columns, source.branches, strides))
+                    else:
+                        readings.append(Reading(*place, [max(columns) + part - 1], [past]))
+            call = whole_of(readings, parts, outputs=self.k * edges, columns=max(columns) + self.k - 1)
+            if call is None or len(columns) > 1:
+                return None
+            calls.append(call)
+            size = call.graph.output_shape[2:]
+            sizes.add((*size,))
+        return calls if len(sizes) == 1 else None
+
+    def _readings_of_inputs(self, dtype: torch.dtype) -> list[Reading]:
+        """Return what reads the two inputs, of which preprocessing makes states 2 and 3."""
+        return [
             Reading(index, 2 + index, 1, -1, [0], [branch_of([module], [known], dtype)])
             for index, (module, known) in enumerate(self.inputs)
         ]
-        row, none = 0, torch.empty(0)
-        for source in self._sources(dtype, Statistics(), [[none] * len(edges) for edges in self.states]):
+
+    def _sources_without_rows(self, dtype: torch.dtype) -> list[Source]:
+        none = torch.empty(0)
+        return self._sources(dtype, Statistics(), [[none] * len(edges) for edges in self.states])
+
+    def _readings(self, dtype: torch.dtype) -> list[Reading]:
+        """Return what reads the states: the two inputs, and the nodes."""
+        readings = self._readings_of_inputs(dtype)
+        row = 0
+        for source in self._sources_without_rows(dtype):
             edges = -source.first
             strides = frozenset(source.strides_of_none)
             first = 4 + self.nodes - edges
@@ -437,6 +516,21 @@ class _Single(torch.autograd.Function):
             ctx.source.rows, as_edges(grads[0]), state, into=into, add=False, needs_weights=any(needs)
         )
         return None, None if into is None else into[0], *parameter_grads
+
+
+# What goes past the candidates where they halve the images. Odd sides, which it would have to round up, take the plain form.
+_HALVED = Pool(nn.MaxPool2d(2), 1, searching=False)
+
+
+def _output(call: Whole, inputs: Sequence[Tensor], rows: Tensor | None) -> Tensor:
+    output = call.output(inputs, rows)
+    assert output is not None, "its tensors were looked at"
+    return output
+
+
+def _shuffled(node: Tensor) -> Tensor:
+    """Return a node (N, k, 1, C / k, H, W) as images (N, C, H, W), channels_last: the first channels of each part first."""
+    return node.squeeze(2).permute(0, 3, 4, 2, 1).flatten(3).permute(0, 3, 1, 2)
 
 
 def _by_node(images: Tensor, nodes: int) -> Tensor:

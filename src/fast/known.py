@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from src.common.batch_norm import SyncedBatchNorm
+from src.methods.mixed_ops import PartialChoice
 from src.spaces.choices import InputChoice, LayerChoice
 from src.spaces.cnn.cells import Cell, Node, Supernet
 from src.spaces.cnn.modules import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv, Zero
@@ -34,8 +35,11 @@ _NOT_COMPARED = {
 }  # fmt: skip
 _SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     type(module): tuple(sorted(vars(module).keys() - _NOT_COMPARED))
-    for module in (nn.ReLU(), nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.MaxPool2d(1), nn.AvgPool2d(1), Zero(1))
-}
+    for module in (
+        nn.ReLU(), nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.MaxPool2d(1), nn.AvgPool2d(1), Zero(1),
+        PartialChoice(LayerChoice({"same": nn.Identity()}, key="edge"), 2),
+    )
+}  # fmt: skip
 _SETTINGS[SyncedBatchNorm] = _SETTINGS[nn.BatchNorm2d]
 _HOOKS = tuple(sorted(vars(nn.Module()).keys() - _NOT_COMPARED))
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {

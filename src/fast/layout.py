@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from src.fast import kernels
 from src.fast.known import Known, is_unedited, known
+from src.methods.mixed_ops import PartialChoice
 from src.spaces.choices import InputChoice, LayerChoice
 from src.spaces.cnn.cells import Node
 from src.spaces.cnn.modules import Zero
@@ -48,23 +49,25 @@ class Edge(NamedTuple):
     """An edge, its node's choice of edges, and its place among them.
 
     `skip` is the place of the candidate that computes what the edge's auxiliary does; None where the edge has no
-    auxiliary, or one with a column of its own.
+    auxiliary, or one with a column of its own. `k` is that of partial channels: the candidates see 1 / k of them.
     """
 
     edge: LayerChoice
     switch: InputChoice
     place: int
     skip: int | None = None
+    k: int = 1
 
     @classmethod
-    def of(cls, edge: LayerChoice, switch: InputChoice, place: int) -> Edge:
+    def of(cls, module: LayerChoice | PartialChoice, switch: InputChoice, place: int) -> Edge:
         """Return an edge; its auxiliary needs no column if it and its candidate are nn.Identity."""
+        edge, k = (module.choice, module.k) if isinstance(module, PartialChoice) else (module, 1)
         skip = None
         if edge.auxiliary is not None and edge.auxiliary_of in edge.candidates:
             pair = known(edge.auxiliary), known(edge.candidates[edge.auxiliary_of])
             if all(what is not None and what.kind is nn.Identity for what in pair):
                 skip = list(edge.candidates).index(edge.auxiliary_of)
-        return cls(edge, switch, place, skip)
+        return cls(edge, switch, place, skip, k)
 
     @property
     def column(self) -> list[nn.Module]:
@@ -72,19 +75,17 @@ class Edge(NamedTuple):
         return [] if self.edge.auxiliary is None or self.skip is not None else [self.edge.auxiliary]
 
     def mixing_weights(self, device: torch.device) -> Tensor | None:
-        """Return the weights of the outputs of all columns in the node; None where the edge is not their sum."""
-        weights, edge_weights = self.edge.weights, self.switch.weights
-        if any(choice._answer or getattr(choice, "path", None) is not None for choice in (self.edge, self.switch)):
+        """Return the weights of the outputs of all columns in the node; None where the edge is not their sum.
+
+        Of an edge with partial channels, that of the channels that go past the candidates comes last.
+        """
+        weights, edge_weights = self._weights(device), self.switch.weights
+        if weights is None or any(
+            choice._answer or getattr(choice, "path", None) is not None for choice in (self.edge, self.switch)
+        ):
             return None
-        if not _is_vector(weights, len(self.edge.candidates), device):
-            return None
-        beta = None if self.edge.auxiliary is None else self.edge.auxiliary_weight
-        if beta is not None and self.skip is not None:
-            weights = weights + F.pad(beta[None], (self.skip, len(weights) - 1 - self.skip))
-        elif beta is not None:
-            weights = torch.cat([weights, beta[None]])
-        elif self.column:
-            return None
+        if self.k > 1:
+            weights = torch.cat([weights, weights.new_ones(1)])
         if edge_weights is None:
             return weights if self.switch.over_edges else None
         return (
@@ -92,6 +93,19 @@ class Edge(NamedTuple):
             if _is_vector(edge_weights, len(self.switch.spec.inputs), device)
             else None
         )
+
+    def _weights(self, device: torch.device) -> Tensor | None:
+        """Return the weights of the candidates, with that of the auxiliary in its place; None where there is no such sum."""
+        weights, beta = self.edge.weights, self.edge.auxiliary_weight
+        if not _is_vector(weights, len(self.edge.candidates), device):
+            return None
+        if self.edge.auxiliary is None:
+            return weights
+        if beta is None:
+            return None if self.column else weights
+        if self.skip is None:
+            return torch.cat([weights, beta[None]])
+        return weights + F.pad(beta[None], (self.skip, len(weights) - 1 - self.skip))
 
 
 def _is_vector(weights: object, length: int, device: torch.device) -> TypeGuard[Tensor]:
@@ -126,6 +140,8 @@ class Layout:
         nodes: their number.
         states: of each state with edges, the edges that leave it, to the last nodes.
         columns: of each state with edges, the candidates, and perhaps the auxiliaries.
+        k: the candidates see the first 1 / k of a state's channels; the others go past them.
+        groups: states that are complete at once; each of a group has edges to the same nodes.
         is_usable: whether the cell is as src/spaces/ makes it: nothing edited, hooked, shared or without operations.
     """
 
@@ -136,14 +152,19 @@ class Layout:
         self.nodes = len(nodes)
         self.states: list[list[Edge]] = []
         self.columns: list[list[Column]] = []
+        self.k = 1
+        self.groups = [[0, 1], *([state] for state in range(2, 1 + self.nodes))]
         self.is_usable = self.nodes > 0 and all(map(self._is_plain, nodes, range(2, 2 + self.nodes)))
         if not self.is_usable:
             return
         for state in range(1 + self.nodes):
             edges = [
-                Edge.of(cast(LayerChoice, node.edges[state]), node.switch, state) for node in nodes[max(0, state - 1) :]
+                Edge.of(cast(LayerChoice | PartialChoice, node.edges[state]), node.switch, state)
+                for node in nodes[max(0, state - 1) :]
             ]
             names = list(edges[0].edge.candidates)
+            self.k = self.k if self.states else edges[0].k
+            self.is_usable &= all(edge.k == self.k for edge in edges)
             self.is_usable &= all(list(edge.edge.candidates) == names for edge in edges)
             self.is_usable &= len({len(edge.column) for edge in edges}) == 1
             if not self.is_usable:
@@ -171,8 +192,14 @@ class Layout:
             is_unedited(node, Node)
             and is_unedited(cast(Node, node).switch, InputChoice)
             and len(cast(Node, node).edges) == states
-            and all(is_unedited(edge, LayerChoice) for edge in cast(Node, node).edges)
+            and all(map(_is_plain_edge, cast(Node, node).edges))
         )
+
+
+def _is_plain_edge(edge: nn.Module) -> bool:
+    if isinstance(edge, PartialChoice):
+        return is_unedited(edge, PartialChoice) and is_unedited(edge.choice, LayerChoice)
+    return is_unedited(edge, LayerChoice)
 
 
 class Before:

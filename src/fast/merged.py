@@ -31,6 +31,7 @@ from src.common.batch_norm import SyncedBatchNorm, normalised, processes_joined_
 from src.fast.known import Known, Memory, is_original
 from src.fast.layout import Before, Column, Layout, PlainFormNeededError, plain_form_is_wanted
 from src.fast.norms import Statistics, setting_of
+from src.methods.mixed_ops import shuffled
 from src.spaces.cnn.cells import Cell, CellPlan, Supernet
 from src.spaces.cnn.modules import DilatedConv, FactorizedReduce, Pool, ReLUConvBN, SeparableConv
 
@@ -286,9 +287,11 @@ class _Reductions:
 class _Front:
     """S states that are complete at once, and the K edges that leave each of them, as one operation."""
 
-    def __init__(self, columns: list[list[Column]], offsets: list[list[int]], weights: _Weights, rows: _Gather) -> None:
-        """Take the columns of each state, and where in the cell's rows the mixing weights of each edge begin."""
-        self.states, self.edges = len(columns), len(offsets[0])
+    def __init__(
+        self, columns: list[list[Column]], offsets: list[list[int]], weights: _Weights, rows: _Gather, k: int
+    ) -> None:
+        """Take the columns of each state, where in the cell's rows the mixing weights of each edge begin, and `Layout.k`."""
+        self.states, self.edges, self.k = len(columns), len(offsets[0]), k
 
         def rows_of(*places: int) -> int:
             return rows.add(torch.tensor([o + place for place in places for of_state in offsets for o in of_state]))
@@ -339,10 +342,9 @@ class _Front:
         self.normed = len(normed)
         self.pool_norms = [operation.norm for operations in normed for operation in operations]
         shared = [place for place, _ in pools] + self.identities
-        self.shared_rows = None
-        if shared:
-            places = [offsets[s][k] + place for k in range(self.edges) for place in shared for s in range(self.states)]
-            self.shared_rows = rows.add(torch.tensor(places))
+        places = [offsets[s][e] + place for e in range(self.edges) for place in shared for s in range(self.states)]
+        self.shared_rows = rows.add(torch.tensor(places)) if shared else None
+        self.past_rows = rows.add(torch.tensor(offsets).t().flatten() + len(columns[0])) if k > 1 else None
 
     @property
     def is_merged(self) -> bool:
@@ -352,9 +354,31 @@ class _Front:
     def __call__(self, x: Tensor, now: _Pass) -> Tensor:
         """Return what the edges add to the K nodes, (N, K, C, H, W), of states (N, S, C, H, W).
 
+        With partial channels those of the nodes are not shuffled yet.
+
         Raises:
             PlainFormNeededError: candidates differ in shape, or the plain form raises an error.
         """
+        if self.k == 1:
+            return self._mixed(x, now)
+        seen = x.shape[2] // self.k
+        mixed = self._mixed(x[:, :, :seen].contiguous(), now)
+        return torch.cat([mixed, self._past(x[:, :, seen:], mixed.shape, now)], dim=2)
+
+    def _past(self, x: Tensor, like: torch.Size, now: _Pass) -> Tensor:
+        """Return what goes past the candidates, with the edges' weights, (N, K, C, H, W), of channels (N, S, C, H, W)."""
+        assert self.past_rows is not None
+        count, states, channels = x.shape[:3]
+        x = x.flatten(1, 2)
+        if like[3:] != x.shape[2:]:
+            x = F.max_pool2d(x, 2, ceil_mode=True)
+        if like[3:] != x.shape[2:]:
+            raise PlainFormNeededError
+        rows = now.rows[self.past_rows].view(self.edges, states).to(x.dtype)
+        return torch.matmul(rows, x.reshape(count, states, -1)).view(count, self.edges, channels, *x.shape[2:])
+
+    def _mixed(self, x: Tensor, now: _Pass) -> Tensor:
+        """Return what the candidates add to the K nodes."""
         count, states, channels, height, width = x.shape
         terms = []
         if self.convolutions or self.reductions:
@@ -449,8 +473,9 @@ class _Form(Layout):
                 self.input_weights[place] = self.weights.add([merged[1]], merged[1].weight.shape)
         offsets, begin = [], 0
         for edges, columns in zip(self.states, self.columns, strict=True):
-            offsets.append([begin + place * len(columns) for place in range(len(edges))])
-            begin += len(edges) * len(columns)
+            length = len(columns) + (self.k > 1)
+            offsets.append([begin + place * length for place in range(len(edges))])
+            begin += len(edges) * length
         self.offsets = offsets
         alike = [[column.known for column in self.columns[state]] for state in (0, 1)]
         groups = [[0, 1]] if alike[0] == alike[1] else [[0], [1]]
@@ -458,12 +483,12 @@ class _Form(Layout):
         self.fronts = [
             (
                 group,
-                _Front([self.columns[s] for s in group], [offsets[s] for s in group], self.weights, self.rows),
+                _Front([self.columns[s] for s in group], [offsets[s] for s in group], self.weights, self.rows, self.k),
             )
             for group in groups
         ]
         self.fronts_by_state = [front for group, front in self.fronts for _ in group]
-        self.is_usable = all(front.is_merged for _, front in self.fronts)
+        self.is_usable = all(front.is_merged and not (front.called and self.k > 1) for _, front in self.fronts)
         self.called = [
             operation
             for group, front in self.fronts
@@ -556,4 +581,4 @@ class _Form(Layout):
                     raise PlainFormNeededError
                 total = total + rows[edge + place][candidate] * output
             edge += len(self.states[state])
-        return total
+        return total if self.k == 1 else shuffled(total, self.k)

@@ -121,7 +121,7 @@ class Wholes:
         key = tuple(x.shape for x in inputs), inputs[0].dtype
         whole = self._made.get(key)
         if key not in self._made or (whole is not None and not whole.holds()):
-            whole = self._made[key] = _whole_of(readings(inputs[0].dtype), inputs, outputs=outputs, columns=columns)
+            whole = self._made[key] = whole_of(readings(inputs[0].dtype), inputs, outputs=outputs, columns=columns)
         return whole
 
 
@@ -180,7 +180,7 @@ def check_first_order() -> None:
         raise RuntimeError("the fused supernet has no second derivatives; space.impl=merged and reference have")
 
 
-def _whole_of(readings: Sequence[Reading], inputs: Sequence[Tensor], *, outputs: int, columns: int) -> Whole | None:
+def whole_of(readings: Sequence[Reading], inputs: Sequence[Tensor], *, outputs: int, columns: int) -> Whole | None:
     """Return the cell for inputs of these sizes; None where it has to be computed step by step.
 
     That is: operations without a fast form, statistics that several processes share, shapes that do not fit together,
@@ -198,7 +198,7 @@ def _whole_of(readings: Sequence[Reading], inputs: Sequence[Tensor], *, outputs:
         assert x is not None
         branches = []
         for column, branch in zip(reading.columns, reading.branches, strict=True):
-            size = _size(branch, x)
+            size = size_after(branch, x)
             if size is None or not _fits(branch, batch * size.height * size.width):
                 return None
             if not all(states[reading.first + k] in (None, size) for k in range(reading.edges)):
@@ -224,7 +224,7 @@ def _fits(branch: Branch, pixels: int) -> bool:
     return not any(processes_joined_by(norm) > 1 or (norm.training and pixels == 1) for norm in norms)
 
 
-def _size(branch: Branch, x: State) -> State | None:
+def size_after(branch: Branch, x: State) -> State | None:
     """Return the size of what a branch makes of a state; None if it does not take it, or has no form in cells.cpp."""
     if branch.channels not in (None, x.channels) or isinstance(branch, Called):
         return None

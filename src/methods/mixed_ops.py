@@ -60,11 +60,7 @@ class PartialChoice(nn.Module):
         self.k = k
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, *) to (N, C, *'); where the candidates halve the size, a max pool of size 2 halves the bypass.
-
-        The shuffle takes the channels as k groups and puts the first of each group first, so that the next operation
-        sees channels of all groups.
-        """
+        """Map (N, C, *) to (N, C, *'); where the candidates halve the size, a max pool of size 2 halves the bypass."""
         channels = x.shape[1] // self.k
         mixed = self.choice(x[:, :channels])
         others = x[:, channels:]
@@ -72,5 +68,12 @@ class PartialChoice(nn.Module):
             # ceil_mode: on odd sides, stride 2 rounds up; on even sides it is the official code.
             pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[x.dim() - 2]
             others = pool(others, 2, ceil_mode=True)
-        joined = torch.cat([mixed, others], dim=1)
-        return joined.unflatten(1, (self.k, channels)).transpose(1, 2).flatten(1, 2)
+        return shuffled(torch.cat([mixed, others], dim=1), self.k)
+
+
+def shuffled(x: Tensor, k: int) -> Tensor:
+    """Return x (N, C, *) with its channels taken as k groups, and the first of each group first.
+
+    So the next operation sees channels of all groups.
+    """
+    return x.unflatten(1, (k, -1)).transpose(1, 2).flatten(1, 2)

@@ -18,7 +18,7 @@ Every identity is exact; only rounding differs. State dicts fit both forms. The 
 
 The plain form runs instead wherever the result could differ: where the kernels do not fit (on a GPU, in bfloat16, without a
 compiler), where a class or a module that a cell is made of was edited, replaced or hooked, where an edge is not a plain
-`LayerChoice` or runs one candidate only, and where operations that have no fast form draw random numbers, write into their
+`LayerChoice` or only some run one candidate alone, and where operations that have no fast form draw random numbers, write into their
 input, give images of another shape than the others, or reach tensors that need a gradient and are not their own parameters.
 """
 
@@ -170,21 +170,25 @@ class _Form(Layout):
         super().__init__(cell)
         self.refused: set[tuple[torch.Size, torch.Size]] = set()  # sizes of inputs
         self.wholes = Wholes()
-        self.calls: dict[
-            Any, list[Whole] | None
-        ] = {}  # of a cell with partial channels, by sizes and dtype of its inputs
+        self.path: tuple[int, ...] = ()  # that was drawn last
+        self.of_path = Wholes()
+        # Of a cell with partial channels, by sizes and dtype of its inputs.
+        self.calls: dict[Any, list[Whole] | None] = {}
 
     def output(self, before_last: Tensor, last: Tensor) -> Tensor | None:
         """Return the cell's output, or None where the plain form is needed; then nothing was changed."""
         sizes = before_last.shape, last.shape
         if not self.is_usable or sizes in self.refused:
             return None
-        rows = [[edge.mixing_weights(last.device) for edge in edges] for edges in self.states]
+        path = tuple(edge.edge.path for edges in self.states for edge in edges)
+        is_sampled = any(place is not None for place in path)
+        rows = [[edge.mixing_weights(last.device, sampled=is_sampled) for edge in edges] for edges in self.states]
         if any(row is None for state in rows for row in state):  # an edge is no sum of all candidates
             return None
         rows = cast(list[list[Tensor]], rows)
-        if self.k > 1:
-            return self._partial(before_last, last, rows)
+        if is_sampled or self.k > 1:
+            inputs = before_last, last
+            return self._sampled(inputs, rows, cast(Any, path)) if is_sampled else self._partial(inputs, rows)
         output = self._whole(before_last, last, rows)
         if output is not None:
             return output
@@ -221,20 +225,56 @@ class _Form(Layout):
         flat = [row if len(row) == columns else F.pad(row, (0, columns - len(row))) for state in rows for row in state]
         return whole.output(inputs, torch.stack(flat).to(last.dtype))
 
-    def _partial(self, before_last: Tensor, last: Tensor, rows: list[list[Tensor]]) -> Tensor | None:
+    def _sampled(self, inputs: tuple[Tensor, Tensor], rows: list[list[Tensor]], path: tuple[int, ...]) -> Tensor | None:
+        """Return the output by one call in which one candidate of each edge runs; None where the plain form is needed."""
+        columns = max(map(len, self.columns))
+        if self.k > 1 or any(edge.edge.auxiliary is not None for edges in self.states for edge in edges):
+            return None
+        # What has no whole form, or shapes that do not fit together, may be in what was not drawn.
+        if self.wholes.of(inputs, self._readings, outputs=self.nodes, columns=columns) is None:
+            return None
+        if path != self.path:  # a search draws anew in each step, so that only the latest is worth its memory
+            self.path, self.of_path = path, Wholes()
+        if len(self._drawn()) < self.nodes:  # all that leads to a node is `none`
+            return None
+        whole = self.of_path.of(inputs, self._readings_of_path, outputs=self.nodes, columns=columns)
+        matrix = torch.stack([row for state in rows for row in state]).to(inputs[0].dtype)
+        return None if whole is None else whole.output(inputs, matrix)
+
+    def _readings_of_path(self, dtype: torch.dtype) -> list[Reading]:
+        """Return what reads the inputs, and the candidate on each edge that was drawn; `none` reads nothing."""
+        readings = self._readings_of_inputs(dtype)
+        for row, (state, place, node) in enumerate(self._places()):
+            column = self.columns[state][self.path[row]]
+            if column.zero is None:
+                branch = branch_of([column.operations[place]], [column.known[place]], dtype)
+                readings.append(Reading(2 + state, 4 + node, 1, row, [self.path[row]], [branch]))
+        return readings
+
+    def _drawn(self) -> set[int]:
+        """Return the nodes that the path leads to with more than `none`."""
+        places = zip(self._places(), self.path, strict=True)
+        return {node for (state, _, node), drawn in places if self.columns[state][drawn].zero is None}
+
+    def _places(self) -> Iterator[tuple[int, int, int]]:
+        """Yield the state, the place among those that leave it, and the node of each edge."""
+        for state, edges in enumerate(self.states):
+            yield from ((state, place, self.nodes - len(edges) + place) for place in range(len(edges)))
+
+    def _partial(self, inputs: tuple[Tensor, Tensor], rows: list[list[Tensor]]) -> Tensor | None:
         """Return the output of a cell with partial channels, or None where the plain form is needed.
 
         One call makes the first two states, and one for each group of states makes what their edges add to the nodes. A
         call takes the channels of a state in k parts, which are states to it: the candidates see the first, and the others
         go past them. A node is shuffled when it is complete.
         """
-        key = before_last.shape, last.shape, last.dtype
+        key = (*(x.shape for x in inputs), inputs[0].dtype)
         calls = self.calls.get(key)
         if key not in self.calls or (calls is not None and not all(call.holds() for call in calls)):
-            calls = self.calls[key] = self._calls(before_last, last)
+            calls = self.calls[key] = self._calls(inputs)
         if calls is None or any(call.tensors() is None for call in calls):
             return None
-        states = [*_output(calls[0], (before_last, last), None).chunk(2, dim=1)]
+        states = [*_output(calls[0], inputs, None).chunk(2, dim=1)]
         total: Tensor | None = None  # (N, k, nodes that are not complete, C / k, H, W)
         for group, call in zip(self.groups, calls[1:], strict=True):
             edges = len(self.states[group[0]])
@@ -242,7 +282,7 @@ class _Form(Layout):
                 node, total = total.split([1, edges], dim=2)
                 states.append(_shuffled(node))
             parts = [part for state in group for part in states[state].chunk(self.k, dim=1)]
-            matrix = torch.stack([row for state in group for row in rows[state]]).to(last.dtype)
+            matrix = torch.stack([row for state in group for row in rows[state]]).to(inputs[0].dtype)
             # A column of its own for each part that goes past: gradients of one column are not added up.
             matrix = torch.cat([matrix[:, :-1], matrix[:, -1:].expand(-1, self.k - 1)], dim=1)
             more = _output(call, parts, matrix).unflatten(1, (self.k, edges, -1))
@@ -251,17 +291,18 @@ class _Form(Layout):
         states.append(_shuffled(total))
         return torch.cat(states[2:], dim=1)
 
-    def _calls(self, before_last: Tensor, last: Tensor) -> list[Whole] | None:
+    def _calls(self, inputs: tuple[Tensor, Tensor]) -> list[Whole] | None:
         """Return the calls of a cell with partial channels; None where one cannot be had."""
-        first = whole_of(self._readings_of_inputs(last.dtype), (before_last, last), outputs=2, columns=1)
+        dtype = inputs[0].dtype
+        first = whole_of(self._readings_of_inputs(dtype), inputs, outputs=2, columns=1)
         if first is None:
             return None
-        calls, sources = [first], self._sources_without_rows(last.dtype)
+        calls, sources = [first], self._sources_without_rows(dtype)
         batch, channels, *size = first.graph.output_shape
         sizes: set[tuple[int, ...]] = set()  # of the nodes
         for group in self.groups:
             state = State(channels // 2 // self.k, *size)
-            parts = [last.new_empty(batch, *state, device="meta")] * (self.k * len(group))
+            parts = [inputs[0].new_empty(batch, *state, device="meta")] * (self.k * len(group))
             edges, columns = len(self.states[group[0]]), {len(self.columns[index]) for index in group}
             readings: list[Reading] = []
             for index in group:

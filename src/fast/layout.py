@@ -74,15 +74,14 @@ class Edge(NamedTuple):
         """The auxiliary, where it has a column of its own."""
         return [] if self.edge.auxiliary is None or self.skip is not None else [self.edge.auxiliary]
 
-    def mixing_weights(self, device: torch.device) -> Tensor | None:
+    def mixing_weights(self, device: torch.device, *, sampled: bool = False) -> Tensor | None:
         """Return the weights of the outputs of all columns in the node; None where the edge is not their sum.
 
-        Of an edge with partial channels, that of the channels that go past the candidates comes last.
+        Of an edge with partial channels, that of the channels that go past the candidates comes last. `sampled` edges are
+        those of which one candidate runs; of others there are None then.
         """
         weights, edge_weights = self._weights(device), self.switch.weights
-        if weights is None or any(
-            choice._answer or getattr(choice, "path", None) is not None for choice in (self.edge, self.switch)
-        ):
+        if weights is None or self.edge._answer or self.switch._answer or (self.edge.path is not None) != sampled:
             return None
         if self.k > 1:
             weights = torch.cat([weights, weights.new_ones(1)])

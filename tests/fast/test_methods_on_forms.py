@@ -15,9 +15,10 @@ from src.fast import fused, merged
 from src.fast.fused import FusedSupernet
 from src.fast.kernels.build import library
 from src.methods.auxiliary import AuxiliarySkip
-from src.methods.discretizers import StrongestProduct
+from src.methods.discretizers import Strongest, StrongestProduct
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels, PartialChoice
+from src.methods.relaxations import GumbelHard
 from src.methods.schedules import Progress
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import CANDIDATES
@@ -113,3 +114,36 @@ def test_an_edited_mixed_operation_takes_the_plain_form(form: type[Supernet], mo
     original = PartialChoice.forward
     monkeypatch.setattr(PartialChoice, "forward", lambda self, x: 2 * original(self, x))
     check_same(results(fast, method, 8), results(plain, method, 8), tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("edge_weights", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_of_a_sampled_path_one_candidate_of_each_edge_runs(
+    seed: int, edge_weights: bool, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one call of the fused form; what was not drawn has no gradient, and its statistics stay."""
+    method = Method(
+        relaxation=GumbelHard(),
+        edge_weights=edge_weights,
+        discretizer=StrongestProduct() if edge_weights else Strongest(),
+    )
+    candidates = (*CANDIDATES, "conv_7x1_1x7") if seed == 3 else CANDIDATES  # of which one has no fast form
+    plain, fast = (
+        relaxed(kind, method, size=8, candidates=candidates).train(training) for kind in (Supernet, FusedSupernet)
+    )
+    fast.load_state_dict(plain.state_dict())
+    parameters = dict(plain.named_parameters())
+    noise = method.draw({k: p.detach() for k, p in parameters.items()}, torch.Generator().manual_seed(seed))
+    images, labels = batch(8)
+    found = []
+    for net in (plain, fast):
+        if net is fast and seed != 3:
+            no_plain_form(monkeypatch)
+        names, parameters = zip(*net.named_parameters(), strict=True)
+        rows = method.mixing_weights(dict(net.named_parameters()), noise, PROGRESS)
+        loss = F.cross_entropy(net(images, mixing=rows, one_path=True), labels)
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        given = {name: grad for name, grad in zip(names, grads, strict=True) if grad is not None}
+        found.append({"loss": loss.detach(), **given, **dict(net.named_buffers())})
+    check_same(found[1], found[0], tolerance=TOLERANCE)

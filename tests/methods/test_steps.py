@@ -152,7 +152,6 @@ def test_the_fused_optimiser_takes_the_same_steps(method: str) -> None:
     ("method", "hypergradient"), [*((name, "first_order") for name in METHODS), ("sdarts_rs", "finite_difference")]
 )
 def test_the_fused_form_takes_the_same_steps(method: str, hypergradient: str) -> None:
-    """Methods that sample a path are computed by the plain form."""
     search = search_module(METHODS[method][0], HYPERGRADIENTS[hypergradient], space=FusedSupernet)
     reference = transcribed(method, hypergradient)
     assert difference(fit(search, data_of(method)), reference) < 1e-9

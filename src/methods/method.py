@@ -22,6 +22,7 @@ from src.methods.penalties import Penalty
 from src.methods.perturbations import Perturbation
 from src.methods.relaxations import Relaxation, Softmax
 from src.methods.schedules import Progress
+from src.methods.weight_rules import Rule, WeightRule
 from src.spaces.relaxed import ALPHAS, AUXILIARY, EDGES, RelaxedSpace, softmax
 
 Tensors = dict[str, Tensor]
@@ -45,6 +46,7 @@ class Method:
         perturbation: changes the mixing weights in the weights' step.
         alpha_optimizer: steps the alphas; None leaves them to the optimiser of the run.
         hypergradient: what is made of the run's hypergradient; None takes it as it is.
+        weight_rule: what becomes of the weights' gradients in their step; None takes them as they are.
         discretizer: from mixing weights to an architecture.
         frozen_epochs: epochs at the start that train the weights only: an integer is their number, a float below 1 is
             their share of all epochs, as in scikit-learn's `train_size`.
@@ -65,6 +67,7 @@ class Method:
     perturbation: Perturbation | None = None
     alpha_optimizer: AlphaOptimizer | None = None
     hypergradient: AlphaGradientRule | None = None
+    weight_rule: WeightRule | None = None
     discretizer: Discretizer = Strongest()
     frozen_epochs: int | float = 0
     one_level: bool = False
@@ -88,10 +91,15 @@ class Method:
                 f"{_name(self.relaxation)}",
                 None,
             )
-        for slot in ("perturbation", "hypergradient") if self.one_level else ():
+        for slot in ("perturbation", "hypergradient", "weight_rule") if self.one_level else ():
             if getattr(self, slot) is not None:
                 allowed = "null with one_level, where alphas and weights share one pass"
                 raise must_be(slot, allowed, _name(getattr(self, slot)))
+        if self.weight_rule is not None and self.weight_rule.needs_all_candidates and self.relaxation.one_path:
+            raise ConfigError(
+                f"weight_rule {_name(self.weight_rule)} needs a relaxation with which all candidates run, got "
+                f"{_name(self.relaxation)}, which runs one of each choice"
+            )
         discretizer = _name(self.discretizer)
         if self.edge_weights and not self.discretizer.ranks_by_edge_weights:
             raise must_be(
@@ -139,6 +147,9 @@ class Method:
             if self.penalty is not None:
                 with _within("penalty"):
                     self.penalty(alphas, progress)
+            if self.weight_rule is not None:
+                with _within("weight_rule"):
+                    self.weight_rule.check(progress)
             if self.perturbation is not None:
                 with _within("perturbation"):
                     self.perturbation(first, lambda rows: next(iter(rows.values())).sum(), progress, generator)
@@ -214,6 +225,24 @@ class Method:
         """Return the weights of edges, {key of an InputChoice: (edges,)}."""
         edges = _under(EDGES, parameters)
         return edges if self._on_simplex else softmax(edges)
+
+    @property
+    def rule_means(self) -> tuple[str, ...]:
+        """The names of values of the weight rule of which an epoch has the mean."""
+        return () if self.weight_rule is None else self.weight_rule.means
+
+    @property
+    def rule_maxima(self) -> tuple[str, ...]:
+        """The names of values of the weight rule of which an epoch has the largest."""
+        return () if self.weight_rule is None else self.weight_rule.maxima
+
+    def start_rule(self, net: RelaxedSpace) -> Rule:
+        """Return the weight rule at work on a network.
+
+        Raises:
+            ConfigError: it has nothing to work on.
+        """
+        return Rule() if self.weight_rule is None else self.weight_rule.start(net)
 
     def alpha_gradient(self, hypergradient: Hypergradient, problem: Bilevel) -> AlphaGradient:
         """Return the alphas' gradient, without that of the penalty, given the hypergradient of the run."""

@@ -70,15 +70,17 @@ class RelaxedSpace(nn.Module):
 
         Args:
             inputs: of the space.
-            mixing: the weights of the candidates, (candidates,) for each key, and perhaps that of all auxiliaries, a scalar,
+            mixing: the weights of the candidates, (candidates,) for each key, or (places, candidates) where the choices that
+                share a key have rows of their own, in the order of `choices_of`; and perhaps that of all auxiliaries, a scalar,
                 under `AUXILIARY`; None is softmax(alpha).
             one_path: whether `mixing` is one-hot, so that of each LayerChoice only the chosen candidate runs.
         """
         mixing = self.softmax() if mixing is None else mixing
         paths = _paths(mixing) if one_path else {}
+        by_place = {key: iter(rows.unbind()) for key, rows in mixing.items() if rows.dim() == 2}
         try:
             for choice in self._choices:
-                choice.weights = mixing.get(choice.key)
+                choice.weights = next(by_place[choice.key]) if choice.key in by_place else mixing.get(choice.key)
                 if isinstance(choice, LayerChoice):
                     choice.path = paths.get(choice.key)
                     choice.auxiliary_weight = mixing.get(AUXILIARY)

@@ -65,6 +65,23 @@ class Mean(Metric):
         return self.total / self.samples
 
 
+class Largest(Metric):
+    """The largest value so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("largest", torch.tensor(-torch.inf), dist_reduce_fx="max")
+        self.largest: Tensor
+
+    def update(self, value: Tensor) -> None:
+        """Take a value into account."""
+        self.largest = torch.maximum(self.largest, value.to(self.largest))
+
+    def compute(self) -> Tensor:
+        """Return the largest."""
+        return self.largest
+
+
 class TrainingModule(L.LightningModule):
     """A LightningModule with `net`, the network that is trained, in the layout of images that its device has.
 
@@ -76,6 +93,7 @@ class TrainingModule(L.LightningModule):
         task: its loss, and its metrics.
         splits: what is measured: `train` and others; each has a loss and the task's metrics, `{split}_{name}`.
         training_means: names of further means over a training epoch.
+        training_maxima: names of values of which a training epoch has the largest.
         gradient_clip: largest norm of the weights' gradient.
         seed: of the run.
         graphs: whether gradients are recorded and replayed as CUDA graphs, where that can be done.
@@ -92,6 +110,7 @@ class TrainingModule(L.LightningModule):
         task: Task,
         splits: Sequence[str],
         training_means: Iterable[str] = (),
+        training_maxima: Iterable[str] = (),
         gradient_clip: float,
         seed: int,
         graphs: bool = False,
@@ -110,8 +129,10 @@ class TrainingModule(L.LightningModule):
             metrics[f"{split}_loss"] = Mean()
             metrics |= {f"{split}_{name}": metric for name, metric in task.metrics().items()}
         metrics |= {name: Mean() for name in training_means}
+        metrics |= {name: Largest() for name in training_maxima}
         self.metrics = nn.ModuleDict(metrics)
-        self._of_training = tuple(name for name in metrics if name.startswith("train_") or name in training_means)
+        own = {*training_means, *training_maxima}
+        self._of_training = tuple(name for name in metrics if name.startswith("train_") or name in own)
         # What the latest step measured on this process, for loggers.
         self.step_values: dict[str, Tensor | SupportsFloat] = {}
         self.step_samples = 0
@@ -142,6 +163,12 @@ class TrainingModule(L.LightningModule):
         """Add to a mean over the samples of an epoch."""
         metric = self._metric(name)
         metric.update(value, samples)
+        self._log(name, metric)
+
+    def measure_largest(self, name: str, value: Tensor) -> None:
+        """Take a value into account of which an epoch has the largest."""
+        metric = self._metric(name)
+        metric.update(value)
         self._log(name, metric)
 
     def _log(self, name: str, metric: Metric) -> None:
@@ -250,12 +277,10 @@ class TrainingModule(L.LightningModule):
         if processes.world_size() == 1:
             return list(gradients)
         buffers = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
-        used = torch.tensor([gradient is not None for gradient in gradients], dtype=weights[0].dtype)
-        filled = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)]
-        *averaged, used = processes.average([*filled, *buffers, used.to(weights[0].device)])
+        averaged, moved = average_gradients(weights, gradients, buffers)
         if buffers:
-            torch._foreach_copy_(buffers, averaged[len(gradients) :])
-        return [g if use else None for g, use in zip(averaged[: len(gradients)], used.tolist(), strict=True)]
+            torch._foreach_copy_(buffers, moved)
+        return averaged
 
     def check_finite(self, what: str, gradient_norm: Tensor, loss: Tensor) -> None:
         """Raise `Diverged` if a gradient, averaged over the processes, is not finite.
@@ -324,6 +349,22 @@ class Untrained(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
+
+
+def average_gradients(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor | None], others: Sequence[Tensor] = ()
+) -> tuple[list[Tensor | None], list[Tensor]]:
+    """Return the means over the processes of gradients and of other tensors, in one message.
+
+    A weight that no process used has no gradient, one that some did not use has their gradients as 0.
+    """
+    if processes.world_size() == 1:
+        return list(gradients), list(others)
+    used = torch.tensor([gradient is not None for gradient in gradients], dtype=weights[0].dtype)
+    filled = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)]
+    *averaged, used = processes.average([*filled, *others, used.to(weights[0].device)])
+    own = [g if use else None for g, use in zip(averaged[: len(filled)], used.tolist(), strict=True)]
+    return own, averaged[len(filled) :]
 
 
 def set_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,12 +22,14 @@ from src.common.seeding import derive_seed
 from src.data.tasks import Task
 from src.methods.method import Method
 from src.methods.schedules import Progress
+from src.methods.weight_rules import Gradients, WeightsPoint
 from src.spaces.relaxed import WEIGHTS, RelaxedSpace
 from src.training.clock import Elapsed, between, mark
 from src.training.module import (
     WEIGHTS_PART,
     Batch,
     TrainingModule,
+    average_gradients,
     in_eval_mode,
     in_layout,
     set_gradients,
@@ -118,7 +120,8 @@ class SearchModule(TrainingModule):
             method.relax(space),
             task=task,
             splits=("train", "val"),
-            training_means=("arch_loss", "hypergradient_norm", "correction_ratio"),
+            training_means=("arch_loss", "hypergradient_norm", "correction_ratio", *method.rule_means),
+            training_maxima=method.rule_maxima,
             gradient_clip=gradient_clip,
             seed=seed,
             graphs=graphs,
@@ -128,6 +131,7 @@ class SearchModule(TrainingModule):
         self.parts = (TOGETHER_PART if method.one_level else ALPHAS_PART, WEIGHTS_PART)
         self.hypergradient = hypergradient
         self.method = method
+        self.rule = method.start_rule(self.net)
         self.step_gradient: AlphaGradient | None = None  # of the latest step; None while the alphas are frozen
         self._alpha_values: Tensors = {}
         self._weight_optimizer = weight_optimizer
@@ -218,6 +222,8 @@ class SearchModule(TrainingModule):
         """Return why there are no graphs for this search, or None."""
         if self.method.relaxation.one_path:
             return f"{type(self.method.relaxation).__name__} chooses operations on the host in every step"
+        if self.method.weight_rule is not None:
+            return f"{type(self.method.weight_rule).__name__} takes further passes for the weights"
         return super().no_graphs()
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> dict[str, Tensor]:
@@ -238,6 +244,12 @@ class SearchModule(TrainingModule):
             if gradient.correction:
                 self.measure_mean("correction_ratio", values["hypergradient/ratio"], count)
             self.step_values |= {"step/arch_loss": gradient.arch_loss, **values}
+        for name, value in self.rule.values().items():
+            self.step_values[f"step/{name}"] = value
+            if name in self.method.rule_means:
+                self.measure_mean(name, value, count)
+            else:
+                self.measure_largest(name, value)
         self.step_values |= times
         self.step_samples, self.step_gradient = count, gradient
         return {"loss": loss, metric: score}
@@ -263,7 +275,7 @@ class SearchModule(TrainingModule):
             )
             middle = mark(self.device)
             times["time/alpha_step"] = between(start, middle)
-        loss, outputs = self.step_weights(batch["weights"], weight_optimizer)
+        loss, outputs = self.step_weights(batch["weights"], weight_optimizer, arch=batch["arch"])
         times["time/weight_step"] = between(middle, mark(self.device))
         return Step(gradient, loss, outputs, batch["weights"][1], times)
 
@@ -353,7 +365,9 @@ class SearchModule(TrainingModule):
             noise: of the search step; drawn if None.
             scores: gets the task's score on the arch batch, each time that its loss is computed.
         """
-        weights = self.weights()
+        weights = {name: weight for name, weight in self.weights().items() if name not in self.rule.frozen}
+        if not weights:  # nothing moves in a step
+            weights, weight_optimizer = self.weights(), None
         of_weights, of_alphas = [_joined(batch)] * 2 if self.method.one_level else (batch["weights"], batch["arch"])
         return Bilevel(
             weight_loss=self.loss_on(of_weights, noise=noise),
@@ -364,10 +378,14 @@ class SearchModule(TrainingModule):
             average=processes.average,
         )
 
-    def step_weights(self, batch: Batch, weight_optimizer: Any) -> tuple[Tensor, Tensor]:
-        """Step the weights along their clipped gradient, and return the loss and the outputs before the step."""
+    def step_weights(self, batch: Batch, weight_optimizer: Any, *, arch: Batch | None = None) -> tuple[Tensor, Tensor]:
+        """Step the weights along their clipped gradient, and return the loss and the outputs before the step.
+
+        `arch` is the arch batch, which some weight rules ask for.
+        """
         mixing = self._weights_step_mixing(batch)
-        found = self._recorded(WEIGHTS_PART, self.weight_gradients, batch, mixing, frozen=self._of_method)
+        program = partial(self.weight_gradients, arch=arch)
+        found = self._recorded(WEIGHTS_PART, program, batch, mixing, frozen=self._of_method)
         return self._apply_to_weights(found, weight_optimizer)
 
     def _apply_to_weights(self, found: WeightStep, weight_optimizer: Any) -> tuple[Tensor, Tensor]:
@@ -380,18 +398,42 @@ class SearchModule(TrainingModule):
         self._step += 1  # for whoever takes steps without a trainer, which sets it itself
         return found.loss, found.outputs
 
-    def weight_gradients(self, batch: Batch, mixing: Tensors) -> WeightStep:
+    def weight_gradients(self, batch: Batch, mixing: Tensors, *, arch: Batch | None = None) -> WeightStep:
         """Return what a search step computes for the weights, for some mixing weights. The host waits for no device.
 
         The gradients are set, too, and the running statistics move.
         """
         inputs, targets = batch
         weights = list(self.weights().values())
+        rows = {key: row.requires_grad_() for key, row in self.rule.rows(mixing).items()}
         self.seed_pass()
-        outputs = self._call_with({}, inputs, mixing)
+        outputs = self._call_with({}, inputs, mixing | rows)
         loss = self.task.loss(outputs, targets)
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        return self._weight_step(self.average_step(weights, gradients), loss, outputs)
+        by_weights, by_rows = _split(torch.autograd.grad(loss, [*weights, *rows.values()], allow_unused=True), weights)
+        point = WeightsPoint(
+            rows=_detached(rows),
+            row_gradients=self._mean_by_rows(rows, by_rows),
+            gradients_at=lambda other: self._mean_by_weights(batch, mixing | other),
+            arch_gradients=lambda: self._mean_by_weights(arch, mixing),
+            progress=self.progress,
+        )
+        return self._weight_step(self.rule(self.average_step(weights, by_weights), point), loss, outputs)
+
+    def _mean_by_weights(self, batch: Batch | None, mixing: Tensors) -> Gradients:
+        """Return the gradients of a batch's loss by the weights, for some mixing weights; no running statistics move."""
+        assert batch is not None, "this weight rule needs the arch batch"
+        inputs, targets = batch
+        weights = list(self.weights().values())
+        self.seed_pass()
+        loss = self.task.loss(self._call_with(self._scratch(), inputs, mixing), targets)
+        return average_gradients(weights, torch.autograd.grad(loss, weights, allow_unused=True))[0]
+
+    @staticmethod
+    def _mean_by_rows(rows: Tensors, gradients: Gradients) -> Tensors:
+        if not rows:
+            return {}
+        filled = [torch.zeros_like(row) if g is None else g for row, g in zip(rows.values(), gradients, strict=True)]
+        return dict(zip(rows, processes.average(filled), strict=True))
 
     def _weight_step(self, gradients: Sequence[Tensor | None], loss: Tensor, outputs: Tensor) -> WeightStep:
         """Set the weights' gradients, and clip them."""
@@ -461,12 +503,13 @@ class SearchModule(TrainingModule):
         inputs, targets = batch
         noise = self._noise() if noise is None else noise
         progress, scratch = self.progress, self._scratch()
+        frozen = {name: weight.detach() for name, weight in self.weights().items() if name in self.rule.frozen}
         own_dtype = next(iter(self.weights().values())).dtype
 
         def loss(weights: Tensors, alphas: Tensors) -> Tensor:
             self.seed_pass()
             mixing = self.method.mixing_weights(alphas, noise, progress)
-            state, given = {**weights, **scratch}, inputs
+            state, given = {**frozen, **weights, **scratch}, inputs
             dtype = next(iter(weights.values())).dtype
             if dtype != own_dtype:  # a hypergradient asks for more digits than the weights have
                 state, given = _with_dtype(state, dtype), _with_dtype({"inputs": inputs}, dtype)["inputs"]
@@ -564,6 +607,11 @@ def check_precision(precision: Any) -> None:
     """
     if str(precision) not in (*PRECISIONS, "32", "64"):
         raise unknown("precision of a search", precision, PRECISIONS)
+
+
+def _split(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> tuple[Gradients, Gradients]:
+    """Return the gradients of the weights, and those of what came after them."""
+    return list(gradients[: len(weights)]), list(gradients[len(weights) :])
 
 
 def _detached(tensors: Tensors) -> Tensors:

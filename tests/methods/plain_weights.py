@@ -6,8 +6,9 @@ import copy
 from typing import Any
 
 import torch
-from methods.plain import EPOCHS, SEED, Batch, Plain, gradients, one_hot, split
+from methods.plain import DECAY, EPOCHS, MOMENTUM, SEED, Batch, Plain, gradients, one_hot, split
 from torch import Tensor
+from torch.nn import functional as F
 
 from src.common.seeding import derive_seed
 from src.spaces.relaxed import RelaxedSpace
@@ -80,3 +81,93 @@ class PlainFlatMinimum(Plain):
 
     def finite_difference(self, batch: Any, epoch: int, step: int, lr: float, velocity: list[Any]) -> list[Tensor]:
         return self._flat(super().finite_difference, batch, epoch, step, lr, velocity)
+
+
+class PlainStopping(Plain):
+    """OLES, with a decision every other step at a mean cosine of 0."""
+
+    def __init__(self, net: RelaxedSpace) -> None:
+        super().__init__(net)
+        space: Any = net.space
+        weights = split(net)[0]
+        self.operations = [
+            [next(place for place, weight in enumerate(weights) if weight is own) for own in operation.parameters()]
+            for cell in space.cells
+            for node in cell.nodes
+            for edge in node.edges
+            for operation in edge.candidates.values()
+            if list(operation.parameters())
+        ]
+        self.cosines: list[list[float]] = [[] for _ in self.operations]
+        self.frozen: set[int] = set()  # places of weights
+
+    def weight_gradients(self, batch: dict[str, Batch], epoch: int, step: int) -> list[Tensor | None]:
+        judge = copy.deepcopy(self.net)
+        rows = self.rows_of_the_weights_step(judge, epoch, step)
+        others = gradients(self.loss(judge, batch["arch"], rows), split(judge)[0])
+        own = super().weight_gradients(batch, epoch, step)
+        for operation, known in zip(self.operations, self.cosines, strict=True):
+            pairs = [(own[place], others[place]) for place in operation]
+            cosines = [float(F.cosine_similarity(g.flatten(), h.flatten(), dim=0)) for g, h in pairs if g is not None]
+            known.append(sum(cosines) / len(cosines))
+            if len(known) == 2:
+                if sum(known) / 2 < 0.0:
+                    self.frozen |= set(operation)
+                known.clear()
+        return [None if place in self.frozen else g for place, g in enumerate(own)]
+
+    def at_the_virtual_weights(
+        self, batch: Any, epoch: int, step: int, lr: float, velocity: list[Any]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        virtual = copy.deepcopy(self.net)
+        weights, alphas = split(virtual)
+        g = gradients(self.loss(virtual, batch["weights"], self.rows(virtual, epoch, step)), weights)
+        with torch.no_grad():
+            for place, (w, gw, m) in enumerate(zip(weights, g, velocity, strict=True)):
+                if place not in self.frozen:
+                    w.sub_(lr * ((0 if m is None else MOMENTUM * m) + gw + DECAY * w))
+        both = gradients(self.loss(virtual, batch["arch"], self.rows(virtual, epoch, step)), weights + alphas)
+        v = both[: len(weights)]
+        return [torch.zeros_like(x) if place in self.frozen else x for place, x in enumerate(v)], both[len(weights) :]
+
+
+class PlainAlignment(Plain):
+    """Lambda-DARTS on the two reduction cells of a supernet of three, with lambda = epoch / 1 and epsilon = 1e-4."""
+
+    def loss(self, net: RelaxedSpace, batch: Batch, rows: dict[str, Tensor]) -> Tensor:
+        space: Any = net.space
+        reductions = [space.cells[1], space.cells[2]]
+        self.cell_of = {
+            edge: place for place, cell in enumerate(reductions) for node in cell.nodes for edge in node.edges
+        }
+        return super().loss(net, batch, rows)
+
+    def mix(self, edge: Any, row: Tensor, x: Tensor) -> Tensor:
+        return super().mix(edge, row if row.dim() == 1 else row[self.cell_of[edge]], x)
+
+    def weight_gradients(self, batch: dict[str, Batch], epoch: int, step: int) -> list[Tensor | None]:
+        rows = self.rows_of_the_weights_step(self.net, epoch, step)
+        keys = [key for key in rows if key.startswith("reduce")]
+        own = {key: torch.stack([rows[key], rows[key]]).requires_grad_() for key in keys}
+        clones = [copy.deepcopy(self.net) for _ in range(2)]
+        weights = split(self.net)[0]
+        loss = self.loss(self.net, batch["weights"], rows | own)
+        found = torch.autograd.grad(loss, [*weights, *own.values()], allow_unused=True)
+        cells = [
+            torch.cat([g[place] for g in found[len(weights) :] if g is not None]).requires_grad_() for place in (0, 1)
+        ]
+        u = gradients(F.cosine_similarity(*cells, dim=0), cells)
+        e = 1e-4 / float(torch.cat(u).norm())
+        sides = []
+        for clone, sign in zip(clones, (1, -1), strict=True):
+            moved, begin = {}, 0
+            for key in keys:
+                end = begin + len(rows[key])
+                moved[key] = own[key].detach() + sign * e * torch.stack([part[begin:end] for part in u])
+                begin = end
+            loss = self.loss(clone, batch["weights"], rows | moved)
+            sides.append(torch.autograd.grad(loss, split(clone)[0], allow_unused=True))
+        return [
+            None if g is None else g - epoch * (p - n) / (2 * e)
+            for g, p, n in zip(found[: len(weights)], *sides, strict=True)
+        ]

@@ -17,6 +17,8 @@ METHODS = {
     "sdarts_rs": ["method=sdarts_rs"],
     "sdarts_adv": ["method=sdarts_adv", "method.perturbation.steps=2"],
     "a2m": ["method=a2m"],
+    "oles": ["method=oles", "order=2", "method.weight_rule.every=1", "method.weight_rule.patience=0.1"],
+    "lambda_darts": ["method=lambda_darts"],
     "gdas": ["method=gdas"],
     "darts_minus": ["method=darts_minus", "order=2"],
     "gaea": ["method=gaea", "order=2", "method.alpha_optimizer.lr=2.0"],
@@ -54,7 +56,9 @@ def test_a_search_leaves_the_files_of_a_run(method: str, straight: dict[str, Pat
     assert (folder / "report.html").exists()
 
 
-@pytest.mark.parametrize("method", ["sdarts_rs", "sdarts_adv", "gdas", "gaea", "pc_darts", "darts_minus"])
+@pytest.mark.parametrize(
+    "method", ["sdarts_rs", "sdarts_adv", "oles", "lambda_darts", "gdas", "gaea", "pc_darts", "darts_minus"]
+)
 def test_cut_off_twice_and_resumed(
     method: str, straight: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +122,15 @@ def test_cut_off_twice_and_resumed(
             ["method=a2m", "method.relaxation._target_=src.methods.relaxations.GumbelHard"],
             "hypergradient FlatMinimum needs a relaxation of kind dirichlet or sigmoid or softmax, got GumbelHard",
         ),
+        (
+            ["method=lambda_darts", "method.relaxation._target_=src.methods.relaxations.GumbelHard"],
+            "weight_rule LayerAlignment needs a relaxation with which all candidates run, got GumbelHard",
+        ),
+        (
+            ["method=lambda_darts", "epochs=2", "method.weight_rule.weight.last=-1"],
+            "method.weight_rule.weight must be 0 or more in every epoch, got -1 in epoch 1",
+        ),
+        (["method=oles", "method.weight_rule.every=0"], "method.weight_rule.every must be 1 or more, got 0"),
         (
             ["method=a2m", "method.hypergradient.rho=-1"],
             "method.hypergradient.rho must be a number of 0 or more, got -1.0",

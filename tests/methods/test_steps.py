@@ -29,7 +29,7 @@ from methods.plain_darts_minus import (
 )
 from methods.plain_drsnas import PlainOneLevel
 from methods.plain_gaea import PlainGaea, PlainGaeaPartialChannelsRandomSmoothing
-from methods.plain_weights import PlainAdversarial, PlainFlatMinimum
+from methods.plain_weights import PlainAdversarial, PlainAlignment, PlainFlatMinimum, PlainStopping
 from torch import Tensor
 
 from methods import traps_weights
@@ -44,6 +44,8 @@ from src.methods.mixed_ops import PartialChannels, PartialChoice
 from src.methods.penalties import BetaDecay
 from src.methods.perturbations import AdversarialSmoothing, RandomSmoothing
 from src.methods.relaxations import GumbelHard, Simplex
+from src.methods.schedules import Linear
+from src.methods.weight_rules import LayerAlignment, OperationStopping
 from src.spaces.choices import LayerChoice
 from src.spaces.relaxed import RelaxedSpace
 from src.training import search as search_step
@@ -54,6 +56,8 @@ METHODS: dict[str, tuple[Method, type[Plain]]] = {
     "sdarts_rs": (Method(perturbation=RandomSmoothing()), PlainRandomSmoothing),
     "sdarts_adv": (Method(perturbation=AdversarialSmoothing()), PlainAdversarial),
     "a2m": (Method(hypergradient=FlatMinimum()), PlainFlatMinimum),
+    "oles": (Method(weight_rule=OperationStopping(patience=0.0, every=2)), PlainStopping),
+    "lambda_darts": (Method(weight_rule=LayerAlignment(weight=Linear(0.0, 1.0))), PlainAlignment),
     "gdas": (Method(relaxation=GumbelHard()), PlainGdas),
     "pc_darts": (
         Method(mixed_op=PartialChannels(k=2), edge_weights=True, discretizer=StrongestProduct(), frozen_epochs=1),
@@ -162,7 +166,8 @@ def test_the_weights_step_leaves_the_alphas_alone(method: str) -> None:
     search = search_module(METHODS[method][0])
     (weight_optimizer, _), _ = search.configure_optimizers()
     before = {name: vector.clone() for name, vector in search.alphas().items()}
-    search.step_weights(batches(1)[0]["weights"], weight_optimizer)
+    batch = batches(1)[0]
+    search.step_weights(batch["weights"], weight_optimizer, arch=batch["arch"])
     assert all(torch.equal(vector, before[name]) for name, vector in search.alphas().items())
 
 
@@ -380,6 +385,8 @@ TRAPS = {
     "sdarts_rs": (_raw_alphas_perturbed, _perturbed_alphas_written_back, _alphas_step_perturbed),
     "sdarts_adv": (*traps_weights.SDARTS_ADV, _perturbed_alphas_written_back),
     "a2m": traps_weights.A2M,
+    "oles": (*traps_weights.OLES, *traps_weights.OLES_UNROLLED),
+    "lambda_darts": traps_weights.LAMBDA_DARTS,
     "gdas": (_sampled_weights_as_zero_scalars, _the_weights_step_draws_anew, _undrawn_weights_have_gradient_zero),
     "gaea": (_a_softmax_of_the_rows, _a_gradient_step_on_the_simplex),
     "gaea, pc and sdarts": (_edge_weights_are_logits,),
@@ -392,7 +399,8 @@ TRAPS = {
     [pytest.param(method, trap, id=trap.__name__.strip("_")) for method, traps in TRAPS.items() for trap in traps],
 )
 def test_known_bugs_are_noticed(method: str, trap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    hypergradient = "exact" if trap is _no_penalty_in_the_unrolled_step else "first_order"
+    unrolled = (_no_penalty_in_the_unrolled_step, *traps_weights.OLES_UNROLLED)
+    hypergradient = "exact" if trap in unrolled else "first_order"
     search = search_module(METHODS[method][0], HYPERGRADIENTS[hypergradient])
     reference = transcribed(method, hypergradient)
     with monkeypatch.context() as patch:

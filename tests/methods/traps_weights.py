@@ -12,6 +12,7 @@ from methods.plain import batches
 from src.bilevel.hypergradient import norm
 from src.methods.alpha_gradients import FlatMinimum
 from src.methods.perturbations import AdversarialSmoothing
+from src.methods.weight_rules import Rule, _Stopping, alignment
 from src.training.search import SearchModule
 
 
@@ -64,5 +65,73 @@ def _step_uphill_is_normalised(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FlatMinimum, "__call__", normalised)
 
 
+def _gradients_of_both_halves_compared_with_one(patch: pytest.MonkeyPatch) -> None:
+    """As in OLES' own code: the gradient on the arch batch is added to that on the weight batch, which it is compared to."""
+    original = _Stopping._add
+
+    def add(self: Any, ones: Any, others: Any) -> None:
+        both = [one if two is None else one + two for one, two in zip(ones, others, strict=True)]
+        original(self, ones, both)
+
+    patch.setattr(_Stopping, "_add", add)
+
+
+def _frozen_weights_have_gradient_zero(patch: pytest.MonkeyPatch) -> None:
+    """Weight decay and momentum would go on moving them."""
+    original = _Stopping.forward
+
+    def forward(self: Any, gradients: Any, point: Any) -> Any:
+        return [
+            torch.zeros_like(own) if found is None else found
+            for own, found in zip(gradients, original(self, gradients, point), strict=True)
+        ]
+
+    patch.setattr(_Stopping, "forward", forward)
+
+
+def _virtual_step_moves_frozen_weights(patch: pytest.MonkeyPatch) -> None:
+    original = SearchModule.problem
+
+    def problem(self: Any, *arguments: Any, **named: Any) -> Any:
+        rule, self.rule = self.rule, Rule()
+        try:
+            return original(self, *arguments, **named)
+        finally:
+            self.rule = rule
+
+    patch.setattr(SearchModule, "problem", problem)
+
+
+def _further_passes_move_the_statistics(patch: pytest.MonkeyPatch) -> None:
+    """As in Lambda-DARTS' own code."""
+    patch.setattr(SearchModule, "_mean_by_weights", _with_statistics)
+
+
+def _with_statistics(self: Any, batch: Any, mixing: Any) -> Any:
+    inputs, targets = batch
+    loss = self.task.loss(self._call_with({}, inputs, mixing), targets)
+    return list(torch.autograd.grad(loss, list(self.weights().values()), allow_unused=True))
+
+
+def _cells_drift_apart(patch: pytest.MonkeyPatch) -> None:
+    """The sign of the difference."""
+    patch.setattr("src.methods.weight_rules.alignment", lambda cells: (alignment(cells)[0], -alignment(cells)[1]))
+
+
+def _cells_move_together(patch: pytest.MonkeyPatch) -> None:
+    """One row for all cells, as the alphas have it: the gradients of different cells are added up."""
+    patch.setattr(
+        "src.methods.weight_rules.alignment",
+        lambda cells: (alignment(cells)[0], alignment(cells)[1].mean(0, keepdim=True).expand_as(cells)),
+    )
+
+
 SDARTS_ADV = (_ascent_goes_down, _ascent_on_a_fixed_batch, _ascent_with_batch_statistics)
 A2M = (_alphas_stay_uphill, _step_uphill_is_normalised)
+OLES = (
+    _gradients_of_both_halves_compared_with_one,
+    _frozen_weights_have_gradient_zero,
+    _further_passes_move_the_statistics,
+)
+OLES_UNROLLED = (_virtual_step_moves_frozen_weights,)
+LAMBDA_DARTS = (_further_passes_move_the_statistics, _cells_drift_apart, _cells_move_together)

@@ -26,6 +26,7 @@ from src.methods.mixed_ops import PartialChannels
 from src.methods.penalties import BetaDecay
 from src.methods.perturbations import AdversarialSmoothing, RandomSmoothing
 from src.methods.relaxations import GumbelHard, Simplex
+from src.methods.weight_rules import LayerAlignment, OperationStopping
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.spaces.cnn.network import Network
@@ -47,6 +48,8 @@ METHODS = {
     "sdarts_rs": Method(perturbation=RandomSmoothing(radius=0.2)),
     "sdarts_adv": Method(perturbation=AdversarialSmoothing(radius=0.2, steps=2)),
     "one_level": Method(one_level=True),
+    "oles": Method(weight_rule=OperationStopping(patience=0.0, every=1)),
+    "lambda_darts": Method(weight_rule=LayerAlignment(weight=1.0)),
     "gdas": Method(relaxation=GumbelHard(temperature=2.0)),
     "darts_minus": Method(auxiliary=AuxiliarySkip(weight=0.5)),
     "gaea": Method(

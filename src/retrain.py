@@ -126,7 +126,7 @@ def retrain(config: DictConfig, folder: Path) -> None:
         if run.is_first:
             architecture.write(files.genotype)
         run.fit(module, data)
-        record.metrics = metrics.latest()
+        record.metrics = metrics.after()
         trainer.test(module, datamodule=data, verbose=False)
         record.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         record.data["test_samples"] = opening.tested

@@ -20,6 +20,7 @@ import lightning as L
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from src.callbacks.guard import guard_of
 from src.callbacks.lookup import Lookup, metrics_of
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.common.errors import ConfigError
@@ -153,10 +154,16 @@ def search_by_training(config: DictConfig, folder: Path) -> None:
             ],
             last=[metrics, EpochArchitectures(folder)],
         )
+        guard = guard_of(trainer)
+        if guard is not None:
+            guard.check(module, trainer)
+            record.guard = guard.facts
         run = claim(folder, config, record, trainer, module)
     with recorded(run):
         run.fit(module, data)
-        record.metrics = metrics.latest()
+        returned_to = None if guard is None else guard.facts["returned_to"]
+        record.architecture_epoch = run.checkpoints.epochs - 1 if returned_to is None else returned_to
+        record.metrics = metrics.after(record.architecture_epoch)
         record.architecture = module.derive()
         if run.is_first:
             record.architecture.write(RunFolder(folder).genotype)

@@ -135,9 +135,10 @@ def early_stop(trainer: L.Trainer) -> str | None:
     """Return which callback ended the training before its last epoch, and why, or None if none did."""
     if not trainer.should_stop:
         return None
-    for callback in trainer.early_stopping_callbacks:
-        if callback.stopping_reason_message:
-            return f"{type(callback).__name__}: {callback.stopping_reason_message}"
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        reason = getattr(callback, "stopping_reason_message", None)  # of an EarlyStopping, or a Guard
+        if reason:
+            return f"{type(callback).__name__}: {reason}"
     return "a callback that set trainer.should_stop"
 
 

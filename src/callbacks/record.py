@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
+from torch import Tensor
 
 from src.common import processes
 from src.common.files import write_whole
@@ -67,9 +69,9 @@ class EpochMetrics(_EpochTable):
         metrics = dict(sorted(metrics.items(), key=lambda item: not item[0].startswith("train")))
         self.append({"epoch": trainer.current_epoch, **metrics, "lr": self._lr})
 
-    def latest(self) -> dict[str, float]:
-        """Return the metrics of the last epoch; none before the first."""
-        row = self.rows[-1] if self.rows else {}
+    def after(self, epoch: int | None = None) -> dict[str, float]:
+        """Return the metrics of an epoch, by default the last one; none before the first."""
+        row = next((row for row in reversed(self.rows) if epoch is None or row["epoch"] == epoch), {})
         return {name: value for name, value in row.items() if name not in ("epoch", "lr")}
 
 
@@ -89,8 +91,7 @@ class EpochAlphas(_EpochTable):
         """Write the epoch's rows, one for each candidate of each key."""
         assert isinstance(pl_module, SearchModule)
         weights = pl_module.mixing_weights()
-        entropies = [float(-(row * row.clamp_min(1e-30).log()).sum()) for row in weights.values()]
-        pl_module.log("alpha_entropy", sum(entropies) / len(entropies), logger=False)
+        pl_module.log("alpha_entropy", alpha_entropy(weights), logger=False)
         self.append(
             *(
                 {"epoch": trainer.current_epoch, "key": key, "candidate": name, "weight": weight}
@@ -98,6 +99,12 @@ class EpochAlphas(_EpochTable):
                 for name, weight in zip(names, weights[key].tolist(), strict=True)
             ),
         )
+
+
+def alpha_entropy(weights: Mapping[str, Tensor]) -> float:
+    """Return the mean over keys of the entropy of mixing weights, in nats."""
+    entropies = [float(-(row * row.clamp_min(1e-30).log()).sum()) for row in weights.values()]
+    return sum(entropies) / len(entropies)
 
 
 class EpochArchitectures(L.Callback):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _EPOCH = "epoch_{}.json"
+_STATE = "epoch_{}.ckpt"
 
 
 class RunFolder:
@@ -110,8 +111,19 @@ class RunFolder:
 
     def epochs(self) -> Iterator[tuple[int, Path]]:
         """Yield (epoch, path) for each architecture of an epoch that exists, in no particular order."""
-        pattern = re.compile(re.escape(_EPOCH).replace(r"\{\}", "([0-9]{1,9})"))
-        for path in self.checkpoints.glob(_EPOCH.format("*")):
+        return self._numbered(_EPOCH)
+
+    def state(self, number: int) -> Path:
+        """Return the path of the checkpoint after an epoch that a guard may return to."""
+        return self.checkpoints / _STATE.format(number)
+
+    def states(self) -> Iterator[tuple[int, Path]]:
+        """Yield (epoch, path) for each checkpoint of an epoch that exists, in no particular order."""
+        return self._numbered(_STATE)
+
+    def _numbered(self, name: str) -> Iterator[tuple[int, Path]]:
+        pattern = re.compile(re.escape(name).replace(r"\{\}", "([0-9]{1,9})"))
+        for path in self.checkpoints.glob(name.format("*")):
             match = pattern.fullmatch(path.name)
             if match:
                 yield int(match[1]), path

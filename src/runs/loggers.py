@@ -100,13 +100,14 @@ def finish(loggers: Iterable[Logger], folder: Path, result: dict[str, Any]) -> N
 def _finish_wandb(logger: WandbLogger, folder: Path, result: dict[str, Any]) -> None:
     run = logger.experiment
     answers = result["genotype"]
-    facts = {name: result[name] for name in ("status", "epochs", "params", "macs", "seconds", "error", "stopped_by")}
+    told = ("status", "epochs", "architecture_epoch", "params", "macs", "seconds", "error", "stopped_by")
+    facts = {name: result[name] for name in told}
     facts["genotype"] = architecture_text(Architecture(answers)) if answers else None
     run.summary.update({name: value for name, value in {**facts, **result["metrics"]}.items() if value is not None})
     path = RunFolder(folder).genotype
     if result["kind"] == "search" and result["status"] == "ok" and path.exists():
-        told = {name: result[name] for name in ("order", "method", "seed", "metrics", "command")}
-        run.log_artifact(_artifact(f"{ARTIFACT}-{run.id}", path, told), aliases=["final"])
+        origin = {name: result[name] for name in ("order", "method", "seed", "metrics", "command")}
+        run.log_artifact(_artifact(f"{ARTIFACT}-{run.id}", path, origin), aliases=["final"])
     where = f"kept here; to upload it: wandb sync {shell_word(str(Path(run.dir).parent))}" if run.offline else run.url
     print(f"wandb:    {where}")
 

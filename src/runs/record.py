@@ -42,6 +42,10 @@ class Record:
     commands: list[str] = field(default_factory=list)
     """Those that started and resumed the run, as they were typed."""
     planned_epochs: int | None = None
+    architecture_epoch: int | None = None
+    """The epoch of a search, counted from 0, after which the architecture was derived, and of which the metrics are."""
+    guard: dict[str, Any] | None = None
+    """What the guard of a search has measured and done."""
 
 
 def record_refusal(folder: Path, kind: str, command: str, config: DictConfig, error: str) -> None:
@@ -77,6 +81,8 @@ def write_result(folder: Path, record: Record, status: str, error: str | None, s
         "data": record.data,
         "metrics": record.metrics,
         "genotype": record.architecture.to_plain() if record.architecture else None,
+        "architecture_epoch": record.architecture_epoch,
+        "guard": record.guard,
         "params": record.params,
         "macs": record.macs,
         "seconds": round(seconds, 3),

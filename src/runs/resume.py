@@ -23,6 +23,7 @@ PLACE = "root"
 # Settings that say how a run was started, where it writes and who watches it; they identify no experiment.
 _INCIDENTAL = {"folder", "resume", "plan", "sweep", "hydra", "logger", "callbacks", "diagnostics"}
 _INCIDENTAL |= {"checkpoint_minutes", "graphs"}
+_GUARD = "src.callbacks.guard.Guard"  # the callback that may change a run
 _INCIDENTAL_WITHIN = {"trainer": {"accelerator", "profiler", "log_every_n_steps", "max_time"}, "space": {"impl"}}
 
 MAX_SETTINGS_BYTES = 1 << 20
@@ -178,6 +179,12 @@ def experiment_of(config: Mapping[str, Any], data: Any) -> dict[str, Any]:
 
     described = {key: value for key, value in data.items() if key != "split_sha256"} if isinstance(data, dict) else {}
     settings: dict[str, Any] = {str(key): value for key, value in config.items() if key not in _INCIDENTAL}
+    watching = config.get("callbacks")
+    settings["guards"] = [
+        node
+        for node in (watching.values() if isinstance(watching, dict) else ())
+        if isinstance(node, dict) and node.get("_target_") == _GUARD and node.get("action") != "warn"
+    ]
     for key, names in _INCIDENTAL_WITHIN.items():
         if isinstance(settings.get(key), dict):
             settings[key] = {name: value for name, value in settings[key].items() if name not in names}

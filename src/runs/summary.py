@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 
 from src.architectures.architecture import Architecture
+from src.callbacks.guard import guard_of
 from src.callbacks.progress import validation_name
 from src.common import processes
 from src.common.intervals import interval_of_share
@@ -51,6 +52,7 @@ class Opening(L.Callback):
         assert isinstance(pl_module, TrainingModule)
         if processes.rank() == 0:
             validated = validation_name(trainer, pl_module) if sum(trainer.num_val_batches) else None
+            guard = guard_of(trainer)
             say(headline(self.record))
             say(
                 table(
@@ -63,6 +65,7 @@ class Opening(L.Callback):
                             f"{samples(self.record.data)}{level(pl_module)}\n{validation(self.record.data, validated)}",
                         ),
                         ("training", self._steps(trainer)),
+                        *([] if guard is None else [("guard", guard.in_words(trainer.max_epochs or 1))]),
                     ]
                 )
             )
@@ -159,6 +162,7 @@ def say_found(run: Run, module: SearchModule, report: Path) -> None:
     say(
         table(
             [
+                *_returned(run.record),
                 ("decision", verdict(module, architecture)),
                 ("genotype", str(RunFolder(run.folder).genotype)),
                 ("report", str(report)),
@@ -184,6 +188,13 @@ def say_drawn(run: Run, report: Path) -> None:
             ]
         )
     )
+
+
+def _returned(record: Record) -> list[tuple[str, str]]:
+    """Return a row that says which epoch the architecture is of, if the guard has chosen an earlier one."""
+    if record.architecture_epoch is None or record.architecture_epoch == record.epochs - 1:
+        return []
+    return [("epoch", f"{record.architecture_epoch}; the guard ended the search after epoch {record.epochs - 1}")]
 
 
 def short_form(architecture: Architecture) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -143,6 +144,8 @@ class TrainingModule(L.LightningModule):
         self._epochs = 1
         self._optimizers: list[torch.optim.Optimizer] = []
         self._period: int | None = None
+        self._schedule_began = 0  # the epoch
+        self._schedule_at_first: dict[str, Any] = {}
         self._unread = deque[tuple[_Check, Tensor, torch.cuda.Event]]()
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -237,19 +240,47 @@ class TrainingModule(L.LightningModule):
 
         What an optimiser keeps for a weight takes the weight's layout: the checkpoint may be of another device.
         """
+        self.lay_out_optimizers()
+        self._set_periods()
+
+    def lay_out_optimizers(self) -> None:
+        """Give what the optimisers have loaded from a checkpoint the layout of their weights."""
         for optimizer in self.trainer.optimizers:
             for weight, kept in optimizer.state.items():
                 for name, value in kept.items():
                     if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
                         kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+    def _set_periods(self) -> None:
         for config in self.trainer.lr_scheduler_configs:
-            if hasattr(config.scheduler, "T_max"):
-                config.scheduler.T_max = self._period  # pyright: ignore[reportAttributeAccessIssue]
+            if hasattr(config.scheduler, "T_max") and self._period is not None:
+                left = self._period - self._schedule_began
+                config.scheduler.T_max = left if left > 0 else self._period  # pyright: ignore[reportAttributeAccessIssue]
 
     def note_schedule(self, scheduler: Any) -> Any:
-        """Remember the period of a schedule as configured, and return the schedule."""
+        """Remember a schedule as configured, and return it."""
         self._period = getattr(scheduler, "T_max", None)
+        self._schedule_at_first = copy.deepcopy(scheduler.state_dict())
         return scheduler
+
+    def restart_schedule(self, epoch: int) -> None:
+        """Let the schedule of the learning rate begin anew with an epoch; one with a period has the rest of it left."""
+        (config,) = self.trainer.lr_scheduler_configs
+        scheduler = cast(Any, config.scheduler)
+        scheduler.load_state_dict(copy.deepcopy(self._schedule_at_first))
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self._schedule_began = epoch
+        self._set_periods()
+
+    def weight_decay(self) -> float:
+        """Return the weight decay of the weights' optimiser; 0 where it has none."""
+        return float(self._optimizers[0].param_groups[0].get("weight_decay") or 0.0)
+
+    def set_weight_decay(self, value: float) -> None:
+        """Set the weight decay of the weights' optimiser."""
+        for group in self._optimizers[0].param_groups:
+            group["weight_decay"] = value
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make whatever randomness an operation uses a function of the place in the run."""
@@ -321,6 +352,7 @@ class TrainingModule(L.LightningModule):
         """Add the sums of the training epoch so far, of every process; none at an epoch's end."""
         self.confirm()
         checkpoint["format"] = CHECKPOINT_FORMAT
+        checkpoint["schedule_began"] = self._schedule_began
         within_epoch = not self.trainer.is_last_batch
         sums = {
             name: {key: cast(Tensor, value).cpu() for key, value in self._metric(name).metric_state.items()}
@@ -329,7 +361,8 @@ class TrainingModule(L.LightningModule):
         checkpoint["epoch_sums"] = processes.gather(sums) if within_epoch else []
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the sums of an epoch that was cut in two."""
+        """Take up the sums of an epoch that was cut in two, and when the schedule began."""
+        self._schedule_began = int(checkpoint.get("schedule_began", 0))
         sums = checkpoint["epoch_sums"]
         assert len(sums) in (0, processes.world_size())
         for name, states in (sums[processes.rank()] if sums else {}).items():

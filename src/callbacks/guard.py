@@ -109,11 +109,7 @@ class Guard(Checkpoint):
         if not 0 < largest_decay < float("inf"):
             raise must_be("largest_decay", "above 0", largest_decay)
         given = {"eigenvalue": eigenvalue, "skips": skips, "entropy": entropy, "gap": gap}
-        self.rules: dict[str, Rule] = {
-            name: rule if _is_rule(rule) else Limit(_number(name, rule), above=name != "entropy")
-            for name, rule in given.items()
-            if rule is not None
-        }
+        self.rules = {name: _rule(name, rule) for name, rule in given.items() if rule is not None}
         if not self.rules:
             raise ConfigError(f"a guard must watch one signal or more: {', '.join(SIGNALS)}")
         self.action = action
@@ -160,7 +156,8 @@ class Guard(Checkpoint):
         lines = []
         for name, rule in self.rules.items():
             first = rule.first_epoch(self.earliest, self.every if name == "eigenvalue" else 1)
-            when = f"from epoch {first} on" if first < epochs else f"not before epoch {first}, which this search has not"
+            too_late = f"cannot act: epoch {first} is the first that could, the last is {epochs - 1}"
+            when = f"from epoch {first} on" if first < epochs else too_late
             lines.append(f"{verb} if {rule.in_words(SIGNALS[name])} ({when})")
         return "\n".join(lines)
 
@@ -323,7 +320,9 @@ class Guard(Checkpoint):
     def _keep(self, trainer: L.Trainer) -> None:
         """Write the state of this epoch if it may be returned to, and remove those that no checkpoint will return to."""
         files, epoch = _files(trainer), trainer.current_epoch
-        may = {e for name, rule in self.rules.items() for e in rule.may_return(self._series[name]) if e >= self.earliest}
+        may = {
+            e for name, rule in self.rules.items() for e in rule.may_return(self._series[name]) if e >= self.earliest
+        }
         if self._returned is not None:
             may = {max(e, self._returned) for e in may}
         self._needed = [*self._needed, sorted(may)][-_PAST:]
@@ -336,26 +335,18 @@ class Guard(Checkpoint):
 
 
 def guard_of(trainer: L.Trainer) -> Guard | None:
-    """Return the guard of a trainer, or None.
-
-    Raises:
-        ConfigError: there are two or more, which would not know of each other.
-    """
-    guards = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Guard)]
-    if len(guards) > 1:
-        raise must_be("the number of guards among the callbacks", "1 or 0; one guard can watch several signals", len(guards))
-    return guards[0] if guards else None
+    """Return the guard of a trainer, or None."""
+    return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, Guard)), None)
 
 
 def _files(trainer: L.Trainer) -> RunFolder:
     return RunFolder(trainer.default_root_dir)
 
 
-def _is_rule(thing: Any) -> bool:
-    return hasattr(thing, "judge")
-
-
-def _number(name: str, given: Any) -> float:
+def _rule(name: str, given: Any) -> Rule:
+    """Return a rule, made of a number if need be."""
+    if hasattr(given, "judge"):
+        return given
     if isinstance(given, bool) or not isinstance(given, int | float):
         raise must_be(name, "a number, null, or a rule such as src.callbacks.rules.Rise", given)
-    return float(given)
+    return Limit(float(given), above=name != "entropy")

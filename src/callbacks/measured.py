@@ -26,7 +26,7 @@ from src.common.seeding import preserved_randomness
 from src.training.search import SearchModule
 
 PRODUCTS = 10  # with the Hessian, for one eigenvalue; two passes each
-DISTANCE = 0.1  # by which the alphas move along a direction of length 1
+DISTANCE = 1e-7  # by which the alphas move, in float64: with more, ReLUs and max pools that switch on the way dominate
 
 
 class Measurements:
@@ -128,15 +128,16 @@ class GapMeter:
 def top_eigenvalue(problem: Bilevel, *, products: int = PRODUCTS, distance: float = DISTANCE) -> float:
     """Return the largest eigenvalue of the Hessian of the arch loss with respect to the alphas, at the present weights.
 
-    The Lanczos iteration, whose products with the Hessian are central differences of the alphas' gradient: two passes
-    each, of a kind that every form of a space has. It takes `products` of them, or as many as there are alphas. The
-    largest Ritz value is at most the eigenvalue, up to the error of the differences; docs/guard.md has both, measured.
+    The Lanczos iteration, whose products with the Hessian are central differences of the alphas' gradient in float64: two
+    passes each, of a kind that every form of a space has. It takes `products` of them, or as many as there are alphas. The
+    largest Ritz value is at most the eigenvalue; docs/guard.md has the accuracy, measured.
 
     Args:
         problem: at one point of the search.
         products: with the Hessian.
         distance: by which the alphas move, in total, for a difference.
     """
+    problem = problem.in_float64()
     shapes = {name: alpha.shape for name, alpha in problem.alphas.items()}
     here = torch.cat([alpha.detach().reshape(-1) for alpha in problem.alphas.values()])
     weights = {name: weight.detach() for name, weight in problem.weights.items()}
@@ -144,14 +145,15 @@ def top_eigenvalue(problem: Bilevel, *, products: int = PRODUCTS, distance: floa
     def gradient(flat: Tensor) -> Tensor:
         parts = flat.split([shape.numel() for shape in shapes.values()])
         alphas = {
-            name: part.reshape(shape).requires_grad_() for (name, shape), part in zip(shapes.items(), parts, strict=True)
+            name: part.reshape(shape).requires_grad_()
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
         }
         with problem.full_precision():
             (found,) = problem.gradients(problem.arch_loss(weights, alphas), alphas)
-        return torch.cat([part.reshape(-1) for part in found.values()]).double()
+        return torch.cat([part.reshape(-1) for part in found.values()])
 
     def times(vector: np.ndarray) -> np.ndarray:
-        step = (distance * torch.from_numpy(vector)).to(here)
+        step = distance * torch.from_numpy(vector).to(here)
         return ((gradient(here + step) - gradient(here - step)) / (2 * distance)).cpu().numpy()
 
     # Not a constant: a softmax takes no notice of one, so that it is an eigenvector with the eigenvalue 0.

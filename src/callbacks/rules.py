@@ -111,7 +111,9 @@ class Rise:
 
     def in_words(self, what: str) -> str:
         """Return the condition."""
-        return f"the mean of {_readings(self.window)} of {what} exceeds {self.ratio:g} times that of {self.delta} before"
+        return (
+            f"the mean of {_readings(self.window)} of {what} exceeds {self.ratio:g} times that of {self.delta} before"
+        )
 
     def reason(self, what: str, verdict: Verdict) -> str:
         """Return the two sides of the comparison."""

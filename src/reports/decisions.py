@@ -53,14 +53,13 @@ def verdict(run: SavedRun) -> list[Finding]:
     findings: list[Finding] = []
     if run.alphas and run.genotype:
         findings += _clarity(run)
-    if len(run.history) > 1:
-        findings.append(_stability(run))
+    findings += _stability(run)
     findings += _skips(run.genotype)
     return findings
 
 
 def _clarity(run: SavedRun) -> list[Finding]:
-    last = at_epoch(run, -1)
+    last = at_epoch(run, run.final_place)
     kept = {key: names for key in last if (names := answers_of(run.genotype, key))}
     leads = [value for key, names in kept.items() if (value := lead(last[key], names)) is not None]
     narrow = sum(value < NARROW for value in leads)
@@ -92,17 +91,20 @@ def _clarity(run: SavedRun) -> list[Finding]:
     return findings
 
 
-def _stability(run: SavedRun) -> Finding:
-    epochs = sorted(run.history)
+def _stability(run: SavedRun) -> list[Finding]:
+    final = run.architecture_epoch
+    epochs = sorted(epoch for epoch in run.history if final is None or epoch <= final)
     changes = [epoch for before, epoch in pairwise(epochs) if changed(run.history[before], run.history[epoch])]
+    if len(epochs) < 2:
+        return []
     if not changes:
-        return Finding("The architecture was the same after every epoch.", "plain")
+        return [Finding("The architecture was the same after every epoch.", "plain")]
     if changes[-1] == epochs[-1]:
         count = changed(run.history[epochs[-2]], run.history[epochs[-1]])
-        return Finding(f"The architecture still changed in the last epoch, in {_choices(count)}.", "weak")
+        return [Finding(f"The architecture still changed in the last epoch, in {_choices(count)}.", "weak")]
     quiet = epochs[-1] - changes[-1]
     text = f"The architecture last changed in epoch {changes[-1]}, {quiet} epoch{'' if quiet == 1 else 's'} before the end."
-    return Finding(text, "good" if quiet >= len(epochs) / 4 else "plain")
+    return [Finding(text, "good" if quiet >= len(epochs) / 4 else "plain")]
 
 
 def _skips(genotype: Mapping[str, Answer]) -> list[Finding]:

@@ -153,7 +153,7 @@
       play.textContent = "Pause";
       timer = setInterval(step, Math.max(80, Math.min(500, 12000 / last)));
     });
-    show(last);
+    show(Number(slider.value));
   } else if (data.epochs.length) {
     show(data.epochs.length - 1);
   }

@@ -18,6 +18,7 @@ from src.common.errors import ConfigError
 from src.common.intervals import interval_of_share
 from src.common.shell import override, pastable
 from src.reports.decisions import Finding, at_epoch, lead, uniform_entropy, verdict
+from src.reports.guarded import guarded
 from src.reports.names import CELL_NAMES, alike, answers_of, colours, drawable, edge_name, in_order, meaning, words
 from src.reports.numbers import UNKNOWN, duration, millions
 from src.reports.plots import Palette, Plot, Tick, chart_plot, charts, plot_data, positions, ticks, trace
@@ -122,6 +123,8 @@ def render_page(run: SavedRun, *, search: Link | None = None, retrains: Sequence
     operations = _operations(run, cells, palette)
     drawn = _cells(run, cells)
     curves = _curves(run, palette)
+    guard = guarded(run, palette)
+    plots = [*curves, *(guard.plots if guard else ())]
     return (
         environment()
         .get_template("run.html.jinja")
@@ -143,14 +146,16 @@ def render_page(run: SavedRun, *, search: Link | None = None, retrains: Sequence
             words=words,
             answers=[] if cells else [Row(key, _answer(answer)) for key, answer in sorted(run.genotype.items())],
             curves=curves,
+            guard=guard,
             tables=tables,
             values=_values(run),
             epochs=epochs,
+            shown=_shown(run, epochs),
             settings=settings_in_words(_resolved(run.config), run.kind, trains=run.trains),
             results=_results(run, cells),
             commands=_commands(run),
             panel=(PANEL_WIDTH, PANEL_HEIGHT, _PANEL_LEFT, _PANEL_BOTTOM),
-            data=embedded(_script_data(run, epochs, drawn, operations, tables, curves)),
+            data=embedded(_script_data(run, epochs, drawn, operations, tables, plots)),
             palette=palette.rules(),
         )
     )
@@ -264,7 +269,11 @@ def _sentence(run: SavedRun) -> str:
         text += f"(error {100 - 100 * run.score.value:.2f} %)"
     elif run.score:
         text += f", with a {score_name(run.score)} of {run.score.value:.4g}"
-    return text + "."
+    text += "."
+    epoch = run.architecture_epoch
+    if run.status == "ok" and epoch is not None and epoch != run.epochs - 1:
+        text += f" Architecture and score are those of epoch {epoch}."
+    return text
 
 
 def _findings(run: SavedRun) -> list[Finding]:
@@ -340,6 +349,12 @@ def _epochs(run: SavedRun) -> list[int]:
     return sorted({*map(int, run.metrics.get("epoch", [])), *run.alpha_epochs, *run.history})
 
 
+def _shown(run: SavedRun, epochs: Sequence[int]) -> int:
+    """Return the place of the epoch that the page shows at first: that of the architecture, else the last."""
+    epoch = run.architecture_epoch
+    return epochs.index(epoch) if epoch in epochs else len(epochs) - 1
+
+
 def operations_in(cells: Mapping[str, Sequence[NodeEdges]]) -> list[str]:
     """Return the operations of some cells, each once, in the order of the registry."""
     return in_order(edge.operation for nodes in cells.values() for node in nodes for edge in node)
@@ -367,7 +382,7 @@ def _cells(run: SavedRun, cells: Mapping[str, Sequence[NodeEdges]]) -> list[Cell
         for node in rails.nodes:
             for row in node.rows:
                 line = run.alphas.get(edge_key(kind, node.number, row.state), {}).get(row.operation)
-                weight = _weight(line[-1]) if line else ""
+                weight = _weight(line[run.final_place]) if line else ""
                 shares.append(f"{weight} %" if weight else "")
         drawn.append(Cell(kind, CELL_NAMES[kind], rails, shares))
     return drawn
@@ -423,7 +438,7 @@ def _table(run: SavedRun, palette: Palette, name: str, keys: list[str]) -> Table
     look = {candidate: palette.of(colour) for candidate, colour in colours(candidates).items()}
     drawn = [value for key in keys for line in run.alphas[key].values() for value in line if math.isfinite(value)]
     heaviest = max([*drawn, 0.0]) or 1.0
-    last = at_epoch(run, -1, keys)
+    last = at_epoch(run, run.final_place, keys)
     marks = ticks(0.0, heaviest, count=2)
     places = [place for key in keys if (place := edge_of(key))]
     choices = []
@@ -609,6 +624,8 @@ def _results(run: SavedRun, cells: Mapping[str, Sequence[NodeEdges]]) -> list[tu
         planned = "" if run.planned_epochs is None else f" of {run.planned_epochs}"
         rows.append(Row("epochs", f"{run.epochs}{planned}"))
     rows += [Row("stopped by", said(result["stopped_by"]))] if result.get("stopped_by") else []
+    if run.architecture_epoch is not None:
+        rows.append(Row("architecture of epoch", str(run.architecture_epoch)))
     rows += [Row(name, said(result[name])) for name in ("seed", "method", "order") if result.get(name) is not None]
     for name, label in (("params", "weights"), ("macs", "multiply-adds a sample")):
         number = run.number(name)

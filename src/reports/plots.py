@@ -90,6 +90,8 @@ class Plot:
     epochs: list[int]
     guide: Tick | None = None
     """A dashed line with a label, such as the entropy of equal weights."""
+    marks: list[Tick] = field(default_factory=list)
+    """Dashed lines across, at epochs, with labels."""
     percent: bool = False
     width: float = WIDTH
     height: float = HEIGHT

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from src.architectures.architecture import Architecture
 from src.callbacks.checkpoint import Checkpoints
+from src.callbacks.guard import Guard
 from src.callbacks.loggers import OfRun
 from src.callbacks.scalars import Scalars
 from src.common.batch_norm import synchronise
@@ -280,6 +281,11 @@ def _check_fits(
     for name, (default, reason) in refused.items():
         if settings.get(name) not in (None, default):
             raise ConfigError(f"trainer.{name}={show(settings[name])} is not supported: {reason}")
+    guards = sum(isinstance(callback, Guard) for callback in chosen)
+    if guards > 1:
+        raise must_be("the number of guards among the callbacks", "1 or 0; one guard can watch several signals", guards)
+    if guards and not searches:
+        raise ConfigError("callbacks: a guard watches a search, and this is none")
     for callback in chosen:
         kind = type(callback).__name__
         keys = ", ".join(f"callbacks.{name}" for name, node in nodes.items() if kind in str(node))

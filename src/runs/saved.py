@@ -126,6 +126,18 @@ class SavedRun:
         return self.planned_epochs != 0
 
     @property
+    def architecture_epoch(self) -> int | None:
+        """The epoch after which a search's architecture was derived; None where this is not known."""
+        epoch = _number(self.result.get("architecture_epoch"))
+        return None if epoch is None else int(epoch)
+
+    @property
+    def final_place(self) -> int:
+        """The place of that epoch in `alpha_epochs`; the last one where this is not known."""
+        epoch = self.architecture_epoch
+        return self.alpha_epochs.index(epoch) if epoch in self.alpha_epochs else len(self.alpha_epochs) - 1
+
+    @property
     def is_cut_short(self) -> bool:
         """Whether fewer epochs were trained than were to be."""
         return self.planned_epochs is not None and self.epochs < self.planned_epochs

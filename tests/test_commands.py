@@ -100,7 +100,7 @@ class TestSearch:
         versions = result.pop("versions")
         assert set(versions) == {"python", "torch", "torchvision", "lightning"}
         assert all(isinstance(version, str) for version in versions.values())
-        unknown = ("error", "git_commit", "stopped_by")
+        unknown = ("error", "git_commit", "stopped_by", "guard")
         assert {name: type(value) for name, value in result.items() if name not in unknown} == {
             "status": str,
             "kind": str,
@@ -115,11 +115,13 @@ class TestSearch:
             "data": dict,
             "metrics": dict,
             "genotype": dict,
+            "architecture_epoch": int,
             "params": int,
             "macs": int,
             "seconds": float,
         }
         assert (result["status"], result["error"], result["kind"]) == ("ok", None, "search")
+        assert (result["architecture_epoch"], result["guard"]) == (0, None)
         assert (result["seed"], result["order"], result["method"]) == (3, 2, "darts")
         assert result["git_commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", result["git_commit"])
         assert all(isinstance(value, float) for value in result["metrics"].values())

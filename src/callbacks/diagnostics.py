@@ -28,7 +28,7 @@ class Diagnostics(L.Callback):
     - `finite_difference_cosine` and `finite_difference_error`: of the second-order correction by the finite difference
       against the exact one; the error is a share of the exact one's length.
     - `alpha_eigenvalue`: the largest eigenvalue of the Hessian of the arch loss with respect to the alphas, at the present
-      weights, on the last arch batch of an epoch. Watched by arXiv 1909.09656: where it rises, the architectures that
+      weights, on the last arch batch of an epoch, without the alphas' weight decay. Watched by arXiv 1909.09656: where it rises, the architectures that
       are derived get worse.
     - `supernet_METRIC`, `discretised_METRIC` and `discretisation_gap`: the score of the supernet, that of the supernet with
       the derived architecture's candidates alone (same weights), and the first minus the second. Both are on the first
@@ -45,7 +45,7 @@ class Diagnostics(L.Callback):
         orders_every_n_steps: steps between two comparisons of the orders, which each epoch's last step has too; None
             compares none.
         exact_every_n_steps: the same for comparisons with the exact gradient.
-        eigenvalue_every_n_epochs: epochs between two eigenvalues; None computes none.
+        eigenvalue_every_n_epochs: epochs between two eigenvalues, from epoch 0 on; None computes none.
         gap_batches: number of validation batches for the gap; 0 measures none.
     """
 

@@ -66,9 +66,22 @@ def make_run(folder: Path, *, architecture: Architecture = CELLS, config: str = 
     return folder
 
 
-def make_long_run(folder: Path, epochs: int = 50) -> Path:
+def guard_facts(action: str, epoch: int, returned_to: int, epochs: int) -> dict[str, Any]:
+    """Return what a guard leaves that has acted once."""
+    columns = {
+        "epochs": list(range(epochs)),
+        "values": [0.2 + 0.001 * (place % 7) + 0.02 * max(0, place - returned_to) for place in range(epochs)],
+        "judged": [None if place < 16 else 0.2 + 0.01 * max(0, place - returned_to) for place in range(epochs)],
+        "limits": [None if place < 16 else 0.26 for place in range(epochs)],
+    }
+    text = f"after epoch {epoch}, the top eigenvalue is <high>: the search {action}s"
+    event = {"epoch": epoch, "signals": ["eigenvalue"], "action": action, "returned_to": returned_to, "text": text}
+    return {"action": action, "signals": {"eigenvalue": columns}, "events": [event], "returned_to": None}
+
+
+def make_long_run(folder: Path, epochs: int = 50, **result: Any) -> Path:
     """Write a search of 28 edges whose mixing weights drift apart, so that its architecture changes often."""
-    make_run(folder, epochs=epochs, planned_epochs=epochs)
+    make_run(folder, epochs=epochs, **{"planned_epochs": epochs, **result})
     draw, spec = random.Random(1), cell_spec(4)
     keys = [
         edge_key(kind, node, state) for kind in ("normal", "reduce") for node in range(2, 6) for state in range(node)

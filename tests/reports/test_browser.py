@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import make_long_run, make_small_run
+from made_runs import guard_facts, make_long_run, make_small_run
 
 from src.report import main, write_report
 from src.reports.names import DARK, LIGHT
@@ -84,7 +84,8 @@ def browse(acts: str, *views: tuple[Path, int], dark: bool = False) -> list[dict
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(make_long_run(tmp_path_factory.mktemp("search") / "run"))
+    guard = guard_facts("roll_back", epoch=27, returned_to=21, epochs=50)
+    return write_report(make_long_run(tmp_path_factory.mktemp("search") / "run", guard=guard))
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +258,29 @@ LOOK = """
       .filter((element) => element.getBoundingClientRect().height > 0 && parseFloat(getComputedStyle(element).fontSize) < 10.9).length,
   };
 """
+
+
+def test_a_search_that_the_guard_stopped_opens_at_its_architecture(tmp_path: Path) -> None:
+    facts = {"architecture_epoch": 4, "guard": guard_facts("stop", epoch=9, returned_to=4, epochs=10)}
+    page = write_report(make_long_run(tmp_path / "run", epochs=10, planned_epochs=50, **facts))
+    (seen,) = browse(
+        READ
+        + """
+        const opened = read(), guard = one("#guard .chart");
+        const slider = one("#epoch");
+        slider.value = 9;
+        slider.dispatchEvent(new Event("input", {bubbles: true}));
+        return {opened, later: read(), value: one("[data-value]", guard).textContent, said: one("#guard li").textContent,
+          marks: all("text", guard).map((text) => text.textContent).filter((text) => /[a-z]/.test(text))};
+    """,
+        (page, 1280),
+    )
+    assert (seen["opened"]["epoch"], seen["later"]["epoch"]) == ("epoch 4", "epoch 9")
+    assert seen["opened"]["caption"] == "epoch 4"
+    assert seen["opened"]["weights"] != seen["later"]["weights"]
+    assert float(seen["value"]) == pytest.approx(0.2 + 0.002 + 0.02 * 5, rel=1e-3)
+    assert seen["said"] == "After epoch 9, the top eigenvalue is <high>: the search stops."
+    assert seen["marks"] == ["epoch 4 taken", "ended"]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from commands import start
-from made_runs import CELLS, make_long_run, make_run, make_small_run
+from made_runs import CELLS, guard_facts, make_long_run, make_run, make_small_run
 
 from src.report import main, write_report
 from src.reports.names import words
@@ -272,6 +272,24 @@ def test_runs_that_were_cut_short_are_marked(tmp_path: Path, capsys: pytest.Capt
     page = Page(tmp_path / "1" / "report.html")
     assert "Stopped early after 2 of 9 epochs" in page
     assert {"EarlyStopping: no better", "2 of 9"} <= set(page.texts)
+
+
+def test_a_search_that_the_guard_stopped_shows_the_epoch_it_took(tmp_path: Path) -> None:
+    facts = {"architecture_epoch": 0, "guard": guard_facts("stop", epoch=1, returned_to=0, epochs=2)}
+    html = write_report(make_run(tmp_path / "run", epochs=2, planned_epochs=9, **facts)).read_text()
+    assert "Stopped early after 2 of 9 epochs" in html
+    assert "Architecture and score are those of epoch 0." in html
+    assert "After epoch 1, the top eigenvalue is &lt;high&gt;: the search stops." in html
+    assert "<span data-epoch>epoch 0</span>" in html
+    assert 'id="guard"' not in write_report(make_run(tmp_path / "other")).read_text()
+
+
+@pytest.mark.parametrize(
+    "guard", ["on", {"events": 3, "signals": []}, {"events": [None, {"text": 3}], "signals": {"gap": {"epochs": [0]}}}]
+)
+def test_a_guard_that_a_record_does_not_hold(guard: object, tmp_path: Path) -> None:
+    html = write_report(make_run(tmp_path / "run", guard=guard, architecture_epoch="x")).read_text()
+    assert 'class="charts"' in html
 
 
 def test_part_of_the_data_is_said(tmp_path: Path) -> None:

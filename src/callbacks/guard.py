@@ -6,6 +6,7 @@ Of all callbacks this one may change a run, and only by its purpose: with `actio
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -274,6 +275,8 @@ class Guard(Checkpoint):
         event: dict[str, Any] = {"epoch": epoch, "signals": list(broken), "action": "warn", "returned_to": None}
         before = module.weight_decay()
         raised = min(before * self.decay_factor, self.largest_decay)
+        if math.isclose(raised, self.largest_decay):  # a product may miss it by a rounding
+            raised = self.largest_decay
         if self.action == "warn":
             then = "the search continues"
         elif not targets:

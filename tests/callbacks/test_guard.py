@@ -179,11 +179,18 @@ class TestRollBack:
         assert read_json(folder / "result.json")["guard"] == read_json(rolled_back[0] / "result.json")["guard"]
 
     def test_at_the_largest_weight_decay_it_warns(self, tmp_path: Path) -> None:
-        done = search(tmp_path / "run", WAVE, "callbacks.guard.action=roll_back", "callbacks.guard.largest_decay=3e-4")
+        """0.0003 * 10 * 10 is less than 0.03 by a rounding."""
+        twice = [
+            "callbacks.guard.action=roll_back",
+            "optimizer.weights.weight_decay=3e-3",
+            "callbacks.guard.eigenvalue.delta=1",
+        ]
+        done = search(tmp_path / "run", [1.0, 1.0, 2.0, 4.0, 4.0, 4.0, 1.0], *twice)
         assert done.code == 0, done.err
         events = read_json(tmp_path / "run" / "result.json")["guard"]["events"]
-        assert [event["action"] for event in events] == ["warn", "stop"]
-        assert "has reached its largest value, 0.0003" in events[0]["text"]
+        assert [(event["epoch"], event["action"]) for event in events] == [(2, "roll_back"), (3, "warn")]
+        assert events[0]["weight_decay"] == 0.03
+        assert "has reached its largest value, 0.03" in events[1]["text"]
 
 
 def test_a_guard_that_warns_changes_nothing(tmp_path: Path) -> None:

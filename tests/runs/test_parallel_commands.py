@@ -122,3 +122,16 @@ def test_lightnings_own_ddp_is_refused(tmp_path: Path) -> None:
     done = run("search", *SEARCH, "trainer.devices=2", "trainer.strategy=ddp", f"folder={tmp_path / 'run'}")
     assert done.code == 2
     assert "trainer=ddp_cpu" in done.err
+
+
+@pytest.mark.slow
+def test_two_processes_roll_back_together(tmp_path: Path) -> None:
+    """The run itself checks after each epoch that the processes have the same alphas."""
+    guard = ["callbacks=robust", "callbacks.pictures=null", "callbacks.alphas=null", "callbacks.guard.action=roll_back"]
+    guard += ["callbacks.guard.earliest_epoch=0", "callbacks.guard.entropy=1.2", "optimizer.alphas.lr=0.3"]
+    finish("search", *LONG, *guard, "order=1", "epochs=3", f"folder={tmp_path}")
+    result = read_json(tmp_path / "result.json")
+    first = result["guard"]["events"][0]
+    assert (first["epoch"], first["signals"], first["action"], first["returned_to"]) == (1, ["entropy"], "roll_back", 0)
+    assert (result["status"], result["epochs"]) == ("ok", 3)
+    assert len(result["guard"]["signals"]["eigenvalue"]["values"]) == 3

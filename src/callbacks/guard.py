@@ -197,7 +197,7 @@ class Guard(Checkpoint):
         assert isinstance(pl_module, SearchModule)
         if "eigenvalue" not in self.rules or not trainer.is_last_batch or trainer.current_epoch % self.every:
             return
-        if pl_module.step_gradient is not None:
+        if not pl_module.is_frozen:
             decay = float(trainer.optimizers[1].param_groups[0].get("weight_decay") or 0.0)
             self._eigenvalue = Measurements.of(trainer).eigenvalue(pl_module, batch, batch_idx) + decay
 

@@ -29,6 +29,8 @@ PANELS: dict[str, list[tuple[str, list[str]]]] = {
         ("Lead of the strongest candidate", ["alpha_margin"]),
         ("Skip connections in the genotype", ["skip_count"]),
         ("Choices whose strongest candidate changed", ["argmax_flips"]),
+        ("Operations with frozen weights", ["frozen_operations"]),
+        ("Mean cosine between the gradients of two cells", ["cell_cosine"]),
     ],
     "Hypergradient": [
         ("Norms of the two terms", ["hypergradient/direct", "hypergradient/correction"]),

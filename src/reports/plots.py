@@ -24,6 +24,8 @@ _TITLES = {
     "alpha_entropy": ("Entropy of the mixing weights", "nats, mean over the choices; 0 is decided"),
     "hypergradient_norm": ("Norm of the alphas' gradient", "length of the hypergradient"),
     "correction_ratio": ("Second-order correction", "its size over that of the first-order gradient"),
+    "frozen_operations": ("Frozen operations", "whose weights are trained no further"),
+    "cell_cosine": ("Agreement of the cells", "mean cosine between their gradients by the mixing weights"),
     "lr": ("Learning rate", "of the weights, set by the schedule"),
     "table_percentile": ("Rank of the architecture", "% of all architectures that are worse"),
     "table_regret": ("Regret", "% of accuracy that the best architecture has more"),

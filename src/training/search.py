@@ -546,17 +546,17 @@ class SearchModule(TrainingModule):
         inputs, targets = batch
 
         with ExitStack() as in_eval:
-            evaluated: list[Tensor] = []
+            state: Tensors = {}
 
             def loss(mixing: Mapping[str, Tensor]) -> Tensor:
-                if not evaluated:  # until the perturbation is found: its gradients are taken in eval mode, too
+                if not state:  # until the perturbation is found: its gradients are taken in eval mode, too
                     in_eval.enter_context(in_eval_mode(self._net_modules))
+                    state.update(_detached(self.weights()) | self._scratch())
                 self.seed_pass()
                 rows = dict(zip(mixing, processes.shared(list(mixing.values())), strict=True))
-                state = _detached(self.weights()) | self._scratch()
                 value = self.task.loss(self._call_with(state, inputs, rows), targets)
-                evaluated[:] = processes.average([value.detach()])
-                return value + (evaluated[0] - value.detach())
+                (mean,) = processes.average([value.detach()])
+                return value + (mean - value.detach())
 
             return self.method.weights_step_mixing(
                 _detached(self.alphas()), self._noise(), self.progress, loss, self._generator("perturbation")

@@ -165,6 +165,7 @@ def search_by_training(config: DictConfig, folder: Path) -> None:
         record.architecture_epoch = run.checkpoints.epochs - 1 if returned_to is None else returned_to
         record.metrics = metrics.after(record.architecture_epoch)
         record.architecture = module.derive()
+        record.remark = module.remark()
         if run.is_first:
             record.architecture.write(RunFolder(folder).genotype)
     if run.is_first:

@@ -32,11 +32,13 @@ class LayerSpec:
 class InputSpec:
     """A choice of `n_chosen` inputs among `inputs`.
 
-    An input that is the key of a LayerChoice is an edge: dropping it drops its operation.
+    An input that is the key of a LayerChoice is an edge: dropping it drops its operation. Of edges, fewer may be chosen:
+    at least one, or none if the choice `may_be_empty`.
     """
 
     inputs: tuple[str, ...]
     n_chosen: int
+    may_be_empty: bool = False
 
 
 Spec = Mapping[str, LayerSpec | InputSpec]
@@ -46,6 +48,11 @@ Answer = str | tuple[str, ...] | None
 def ranks_edges(rule: InputSpec, spec: Spec) -> bool:
     """Return whether the inputs of a choice are edges: keys of LayerChoices."""
     return isinstance(spec.get(rule.inputs[0]), LayerSpec)
+
+
+def fewest(rule: InputSpec, spec: Spec) -> int:
+    """Return how many inputs an architecture has to choose at least."""
+    return (0 if rule.may_be_empty else 1) if ranks_edges(rule, spec) else rule.n_chosen
 
 
 @dataclass(frozen=True)
@@ -80,10 +87,10 @@ class Architecture:
         for key, rule in spec.items():
             if isinstance(rule, InputSpec):
                 chosen = options_in(key, raw[key], rule.inputs)
-                if len(chosen) != rule.n_chosen:
-                    raise ConfigError(
-                        f"{key} must name {rule.n_chosen} of {', '.join(rule.inputs)}, got {len(chosen)} of them"
-                    )
+                least, most = fewest(rule, spec), rule.n_chosen
+                if not least <= len(chosen) <= most:
+                    count = str(most) if least == most else f"{least} to {most}"
+                    raise ConfigError(f"{key} must name {count} of {', '.join(rule.inputs)}, got {len(chosen)} of them")
                 choices[key] = chosen
                 kept.update(chosen)
                 dropped.update(name for name in rule.inputs if name not in chosen)

@@ -78,8 +78,8 @@ class EpochMetrics(_EpochTable):
 class EpochAlphas(_EpochTable):
     """Writes `alphas.csv` (the mixing weights after each epoch) and logs how decided they are.
 
-    `alpha_entropy` is the mean over keys of the entropy of the mixing weights, in nats: log(candidates) where they are
-    equal, 0 where one candidate has all the weight.
+    `alpha_entropy` is the mean over keys of the entropy of the mixing weights, as shares of their sum, in nats:
+    log(candidates) where they are equal, 0 where one candidate has all the weight.
     """
 
     columns = ("epoch", "key", "candidate", "weight")
@@ -102,8 +102,9 @@ class EpochAlphas(_EpochTable):
 
 
 def alpha_entropy(weights: Mapping[str, Tensor]) -> float:
-    """Return the mean over keys of the entropy of mixing weights, in nats."""
-    entropies = [float(-(row * row.clamp_min(1e-30).log()).sum()) for row in weights.values()]
+    """Return the mean over keys of the entropy of mixing weights, as shares of their sum, in nats."""
+    shares = [row / row.sum().clamp_min(1e-30) for row in weights.values()]  # sigmoids do not sum to 1
+    entropies = [float(-(row * row.clamp_min(1e-30).log()).sum()) for row in shares]
     return sum(entropies) / len(entropies)
 
 

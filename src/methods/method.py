@@ -77,11 +77,12 @@ class Method:
         if not (self.frozen_epochs >= 0 if isinstance(self.frozen_epochs, int) else 0 <= self.frozen_epochs < 1):
             allowed = "a number of epochs (an integer, 0 or more) or a share of them (below 1)"
             raise must_be("frozen_epochs", allowed, self.frozen_epochs)
-        slots = ("penalty", "perturbation", "hypergradient", "alpha_optimizer")
+        slots = ("penalty", "perturbation", "hypergradient", "alpha_optimizer", "discretizer")
         for slot, choice in ((slot, getattr(self, slot)) for slot in slots):
-            if choice is not None and self.relaxation.kind not in choice.fits:
+            fits = getattr(choice, "fits", None)  # a discretizer need not have it
+            if choice is not None and fits is not None and self.relaxation.kind not in fits:
                 raise ConfigError(
-                    f"{slot} {_name(choice)} needs a relaxation of kind {' or '.join(sorted(choice.fits))}, "
+                    f"{slot} {_name(choice)} needs a relaxation of kind {' or '.join(sorted(fits))}, "
                     f"got {_name(self.relaxation)}, which is of kind {self.relaxation.kind}"
                 )
         if self._on_simplex and self.alpha_optimizer is None:
@@ -286,6 +287,11 @@ class Method:
     def derive(self, expected: MixingWeights, spec: Spec) -> Architecture:
         """Return the architecture."""
         return self.discretizer(expected, spec)
+
+    def remark(self, expected: MixingWeights, spec: Spec) -> str | None:
+        """Return what a user has to know of how the discretizer comes to the architecture, or None."""
+        remark = getattr(self.discretizer, "remark", None)
+        return None if remark is None else remark(expected, spec)
 
 
 def _name(choice: object) -> str:

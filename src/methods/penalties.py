@@ -64,3 +64,24 @@ class RelativeEntropy:
         """Return the weighted sum."""
         total = torch.stack([(p * (p * len(p)).log()).sum() for p in alphas.values()]).sum()
         return value_at(self.weight, progress) * total
+
+
+@dataclass(frozen=True)
+class ZeroOne:
+    """weight * L01, L01 = -mean((sigmoid(alpha) - 0.5)^2) over all alphas: FairDARTS.
+
+    It drives each candidate's weight to 0 or 1. Implements equation 5 of arXiv 1911.12126, with the weight of the official
+    code (fairdarts/separate_loss.py). That code adds it to the loss of the weights' step too, where it changes nothing: no
+    weight is in it.
+
+    Attributes:
+        weight: of the loss; 10 in the official code.
+    """
+
+    weight: Schedule = 10.0
+    fits: ClassVar[frozenset[str]] = frozenset({"sigmoid"})
+
+    def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
+        """Return the weighted loss."""
+        weights = torch.cat([alpha.sigmoid() for alpha in alphas.values()])
+        return -value_at(self.weight, progress) * ((weights - 0.5) ** 2).mean()

@@ -73,6 +73,38 @@ class Softmax:
 
 
 @dataclass(frozen=True)
+class Sigmoid:
+    """sigmoid(alpha): candidates do not compete for a sum of 1. FairDARTS.
+
+    Implements section 4.1 of arXiv 1911.12126. Alphas start at 0, so that each candidate starts with the weight 0.5.
+    """
+
+    kind: ClassVar[str] = "sigmoid"
+    one_path: ClassVar[bool] = False
+    second_order: ClassVar[bool] = True
+
+    def initial(self, size: int) -> Tensor:
+        """Return zeros."""
+        return torch.zeros(size)
+
+    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
+        """Return no noise."""
+        return {}
+
+    def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
+        """Return sigmoid(alpha)."""
+        return self.expected(alphas)
+
+    def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
+        """Return sigmoid(alpha)."""
+        result: Tensors = {}
+        for keys in by_size(alphas):
+            rows = torch.stack([alphas[key] for key in keys]).sigmoid()
+            result.update(zip(keys, rows.unbind(), strict=True))
+        return result
+
+
+@dataclass(frozen=True)
 class Simplex:
     """The alphas are the mixing weights: GAEA (arXiv 2004.07802).
 

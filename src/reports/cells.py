@@ -22,7 +22,7 @@ from src.reports.drawing import (
     to_svg,
 )
 from src.reports.names import STATE_NAMES, colours, drawable, in_order, words
-from src.spaces.cnn.genotypes import Edge, NodeEdges
+from src.spaces.cnn.genotypes import EDGES_PER_NODE, Edge, NodeEdges, live
 from src.spaces.cnn.operations import OPERATIONS
 
 # Whoever draws a cell also wants it out of the figure.
@@ -44,11 +44,12 @@ _BEND = 12.0
 
 
 class _Row(NamedTuple):
-    """A node, its edges from top to bottom, and where they run."""
+    """A node, its edges from top to bottom, where they run, and whether it is part of the cell's output."""
 
     edges: list[Edge]
     lanes: list[float]
     middle: float
+    joins: bool
 
 
 def cell_figure(nodes: Sequence[NodeEdges], title: str, *, among: Sequence[str] = (), steady: bool = False) -> Figure:
@@ -59,7 +60,8 @@ def cell_figure(nodes: Sequence[NodeEdges], title: str, *, among: Sequence[str] 
     whatever the cell.
 
     Args:
-        nodes: the edges of each node, as in `Genotype.normal`; node i is state i + 2.
+        nodes: the edges of each node, as in `Genotype.normal`; node i is state i + 2. A node that carries nothing is pale,
+            and no line joins it to the output.
         title: the line above the drawing.
         among: the operations of all pictures that share one set of colours; by default those of this cell.
         steady: give every node a column of its own, and every part the largest width that it can need. All cells with
@@ -67,7 +69,7 @@ def cell_figure(nodes: Sequence[NodeEdges], title: str, *, among: Sequence[str] 
             keeps its place: the frames of a slider.
     """
     with settings():
-        rows = _rows(nodes)
+        rows = _rows(nodes, EDGES_PER_NODE if steady else 1)
         columns = [0, 0, *range(1, len(rows) + 1)] if steady else _columns(rows)
         channels = _channels(rows, columns)
         tracks = [len(channel) for channel in channels]
@@ -86,14 +88,16 @@ def cell_figure(nodes: Sequence[NodeEdges], title: str, *, among: Sequence[str] 
             rights.append(lefts[-1] + label_width + _FUNNEL + _NODE_WIDTH)
         concat_left = rights[-1] + 30
         width = concat_left + _CONCAT_WIDTH + 80 + _MARGIN
-        height = rows[-1].lanes[-1] + _LANE / 2 + 44
+        height = rows[-1].middle + _LANE * max(len(rows[-1].edges), EDGES_PER_NODE if steady else 1) / 2 + 44
 
         figure, axes = canvas(width, height, drawable(title, 120))
         axes.text(_MARGIN, 18, drawable(title, 120), size=12, weight="bold", color=INK, va="center_baseline")
-        input_middles = (rows[0].lanes[0], rows[0].lanes[0] + _INPUT_HEIGHT + 10)
+        first = (rows[0].lanes or [rows[0].middle])[0]
+        input_middles = (first, first + _INPUT_HEIGHT + 10)
         for state, middle in enumerate([*input_middles, *(row.middle for row in rows)]):
             right = rights[columns[state]]
-            lines = [([(right, middle), (concat_left - 5, middle)], _JOINT)] if state >= 2 else []
+            joins = state >= 2 and rows[state - 2].joins
+            lines = [([(right, middle), (concat_left - 5, middle)], _JOINT)] if joins else []
             for track, (source, index, lane) in enumerate(channels[columns[state]], start=1):
                 if source == state:
                     turn, end = right + 6 + _TRACK * track, (lefts[columns[index + 2]], rows[index].lanes[lane])
@@ -112,18 +116,19 @@ def cell_figure(nodes: Sequence[NodeEdges], title: str, *, among: Sequence[str] 
     return figure
 
 
-def _rows(nodes: Sequence[NodeEdges]) -> list[_Row]:
-    """Lay the nodes out from top to bottom.
+def _rows(nodes: Sequence[NodeEdges], least: int) -> list[_Row]:
+    """Lay the nodes out from top to bottom, each with room for `least` edges.
 
     Edges of a node stand so that as few as possible cross: the later their state, the higher, inputs below.
     """
     rows = []
     top = _TITLE + 12
-    for node in nodes:
+    for node, joins in zip(nodes, map(bool, live(nodes)), strict=True):
         edges = sorted(node, key=lambda edge: (edge.state < 2, edge.state if edge.state < 2 else -edge.state))
-        lanes = [top + _LANE * (lane + 0.5) for lane in range(len(edges))]
-        rows.append(_Row(edges, lanes, (lanes[0] + lanes[-1]) / 2))
-        top = lanes[-1] + _LANE / 2 + _ROW_GAP
+        count = max(len(edges), least)
+        lanes = [top + _LANE * (lane + 0.5 + (count - len(edges)) / 2) for lane in range(len(edges))]
+        rows.append(_Row(edges, lanes, top + _LANE * count / 2, joins))
+        top += _LANE * count + _ROW_GAP
     return rows
 
 
@@ -196,10 +201,9 @@ def _draw_node(axes: Axes, row: _Row, index: int, left: float, label_width: floa
         axes.text(
             left + label_width / 2, y, words(edge.operation), size=_LABEL_SIZE, color=INK, ha="center", va="center"
         )
-    _box(axes, node_left, row.middle - _NODE_HEIGHT / 2, _NODE_WIDTH, _NODE_HEIGHT, face=INK, edge=INK)
-    axes.text(
-        node_left + _NODE_WIDTH / 2, row.middle, f"node {index + 2}", size=9, color="white", ha="center", va="center"
-    )
+    face, edge, ink = (INK, INK, "white") if row.joins else (_PALE, _JOINT, MUTED)
+    _box(axes, node_left, row.middle - _NODE_HEIGHT / 2, _NODE_WIDTH, _NODE_HEIGHT, face=face, edge=edge)
+    axes.text(node_left + _NODE_WIDTH / 2, row.middle, f"node {index + 2}", size=9, color=ink, ha="center", va="center")
 
 
 def _draw_output(axes: Axes, rows: Sequence[_Row], left: float) -> None:
@@ -217,7 +221,8 @@ def _draw_output(axes: Axes, rows: Sequence[_Row], left: float) -> None:
     _arrow_head(axes, left + _CONCAT_WIDTH + 21, middle, _JOINT)
     _lines_of_text(axes, left + _CONCAT_WIDTH + 54, middle, ("output of", "this cell", "cₖ"))
     for row in rows:
-        _arrow_head(axes, left - 1, row.middle, _JOINT)
+        if row.joins:
+            _arrow_head(axes, left - 1, row.middle, _JOINT)
 
 
 def _arrow_head(axes: Axes, x: float, y: float, colour: str) -> None:

@@ -38,6 +38,8 @@ class Record:
     """What ended the training before its last epoch."""
     metrics: dict[str, float] = field(default_factory=dict)
     architecture: Architecture | None = None
+    remark: str | None = None
+    """What a user has to know of how the architecture was derived."""
     machine: dict[str, Any] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
     """Those that started and resumed the run, as they were typed."""
@@ -83,6 +85,7 @@ def write_result(folder: Path, record: Record, status: str, error: str | None, s
         "genotype": record.architecture.to_plain() if record.architecture else None,
         "architecture_epoch": record.architecture_epoch,
         "guard": record.guard,
+        "remark": record.remark,
         "params": record.params,
         "macs": record.macs,
         "seconds": round(seconds, 3),

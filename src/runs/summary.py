@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from src.training.module import TrainingModule
 from src.training.search import SearchModule
 
 _SHOWN_ANSWERS = 12
+_LINE = 78  # characters of a line in a table
 _SAMPLES = {"weights": "for the weights", "arch": "for the alphas", "train": "to train on"}
 
 
@@ -164,6 +166,7 @@ def say_found(run: Run, module: SearchModule, report: Path) -> None:
             [
                 *_returned(run.record),
                 ("decision", verdict(module, architecture)),
+                *([] if run.record.remark is None else [("edges", wrapped(run.record.remark))]),
                 ("genotype", str(RunFolder(run.folder).genotype)),
                 ("report", str(report)),
                 ("next", retrain_command(run.record.command, run.folder)),
@@ -232,6 +235,11 @@ def verdict(module: SearchModule, architecture: Architecture) -> str:
         f"{close} of {len(ahead)} {what} lead by less than {percent(NARROW, 0)}: search longer (epochs),\n"
         f"or with a larger learning rate of the alphas ({optimizer}.lr)"
     )
+
+
+def wrapped(text: str) -> str:
+    """Return a sentence in lines that stand in a table."""
+    return "\n".join(textwrap.wrap(text, _LINE))
 
 
 # After a retrain.

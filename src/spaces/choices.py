@@ -106,7 +106,8 @@ class InputChoice(nn.Module):
     Inputs named by keys of LayerChoices are edges. They have no alphas of their own: during a search all are added (with
     weights, if the method has edge weights), and in the end those with the strongest operations are kept, as in the
     paper's cells. Each must be the output of its LayerChoice, unchanged and used for nothing else, since `fix` removes the
-    LayerChoices of the edges that are dropped.
+    LayerChoices of the edges that are dropped. An architecture may keep fewer edges than `n_chosen`, but at least one. With
+    `may_be_empty` it may keep none: in the fixed network the choice then returns None, for a sum of nothing.
 
     Inputs with any other names have alphas: during a search their weighted sum is taken, and in the end the heaviest are
     kept. What computes the others remains in the fixed network.
@@ -116,7 +117,7 @@ class InputChoice(nn.Module):
         over_edges: whether the inputs are edges; None until a `RelaxedSpace` holds the choice.
     """
 
-    def __init__(self, inputs: Sequence[str], *, n_chosen: int, key: str) -> None:
+    def __init__(self, inputs: Sequence[str], *, n_chosen: int, key: str, may_be_empty: bool = False) -> None:
         super().__init__()
         _check_key(key)
         if len(set(inputs)) != len(inputs):
@@ -124,7 +125,7 @@ class InputChoice(nn.Module):
         if not 1 <= n_chosen <= len(inputs):
             raise ConfigError(f"n_chosen of InputChoice {key!r} must be 1 to {len(inputs)}, got {n_chosen}")
         self.key = key
-        self.spec: InputSpec = InputSpec(tuple(inputs), n_chosen)
+        self.spec: InputSpec = InputSpec(tuple(inputs), n_chosen, may_be_empty)
         self.weights: Tensor | None = None
         self.over_edges: bool | None = None
         self._answer: tuple[nn.Module, ...] = ()
@@ -220,7 +221,9 @@ class _Chosen(nn.Module):
         super().__init__()
         self.positions = positions
 
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor | None:
+        if not self.positions:
+            return None
         total = inputs[self.positions[0]]
         for position in self.positions[1:]:
             total = total + inputs[position]

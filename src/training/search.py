@@ -152,6 +152,10 @@ class SearchModule(TrainingModule):
         """Return the mixing weights without noise, (candidates,) for each key."""
         return self.method.expected(_detached(self.alphas()))
 
+    def remark(self) -> str | None:
+        """Return what a user has to know of how the method makes the architecture of the present alphas, or None."""
+        return self.method.remark(self.net.by_name(self.mixing_weights()), self.net.spec)
+
     def derive(self) -> Architecture:
         """Return the architecture that the method makes of the present alphas."""
         return self.method.derive(self.net.by_name(self.mixing_weights()), self.net.spec)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from src.common.errors import must_be, unknown
 from src.spaces.choices import ZERO, InputChoice, LayerChoice
-from src.spaces.cnn.genotypes import CANDIDATES, EDGES_PER_NODE, edge_key, switch_key
+from src.spaces.cnn.genotypes import CANDIDATES, EDGES_PER_NODE, edge_key, may_be_empty, switch_key
 from src.spaces.cnn.network import Network
 from src.spaces.cnn.operations import OPERATIONS, import_operations
 from src.spaces.cnn.stack import CellPlan, plan_stack, preprocess, stems
@@ -35,10 +35,12 @@ class Node(nn.Module):
             stride = 2 if plan.reduction and state < 2 else 1
             build = partial(searched_operations, candidates, stride)
             self.edges.append(LayerChoice.of_width(build, plan.channels, key=key))
-        self.switch = InputChoice(keys, n_chosen=EDGES_PER_NODE, key=switch_key(plan.kind, index))
+        self.switch = InputChoice(
+            keys, n_chosen=EDGES_PER_NODE, key=switch_key(plan.kind, index), may_be_empty=may_be_empty(index)
+        )
 
-    def forward(self, states: Sequence[Tensor]) -> Tensor:
-        """Return the sum of all edges, each applied to its state."""
+    def forward(self, states: Sequence[Tensor]) -> Tensor | None:
+        """Return the sum of all edges, each applied to its state; None for a node of a fixed cell that has no edge."""
         return self.switch([edge(state) for edge, state in zip(self.edges, states, strict=True)])
 
 
@@ -54,7 +56,8 @@ class Cell(nn.Module):
         """Map the outputs of cells k-2 and k-1 to this cell's output (N, nodes * channels, H, W)."""
         states = [self.preprocess0(before_last), self.preprocess1(last)]
         for node in self.nodes:
-            states.append(node(states))
+            state = node(states)
+            states.append(torch.zeros_like(states[2]) if state is None else state)  # the first node is never empty
         return torch.cat(states[2:], dim=1)
 
 

@@ -8,7 +8,7 @@ other. Whatever has to know the keys of cells imports it from here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,6 +43,11 @@ def switch_key(kind: str, node: int) -> str:
     return f"{kind}_n{node}_switch"
 
 
+def may_be_empty(node: int) -> bool:
+    """Return whether a node may have no edge at all: any but the first one, without which a cell could pass on nothing."""
+    return node > 2
+
+
 def edge_of(key: str) -> EdgePlace | None:
     """Return the edge that a key stands for, or None if it is not the key of an edge."""
     match = _EDGE.fullmatch(key)
@@ -73,7 +78,7 @@ def cell_spec(nodes: int, candidates: tuple[str, ...] = CANDIDATES) -> Spec:
         for node in range(2, 2 + nodes):
             edges = tuple(edge_key(kind, node, state) for state in range(node))
             spec.update(dict.fromkeys(edges, operations))
-            spec[switch_key(kind, node)] = InputSpec(edges, EDGES_PER_NODE)
+            spec[switch_key(kind, node)] = InputSpec(edges, EDGES_PER_NODE, may_be_empty(node))
     return spec
 
 
@@ -85,6 +90,16 @@ class Edge(NamedTuple):
 
 
 NodeEdges = tuple[Edge, ...]
+
+
+def live(nodes: Sequence[NodeEdges]) -> tuple[NodeEdges, ...]:
+    """Return the edges of each node that carry something: those from an input of the cell, or from a node that has any."""
+    carrying, result = {0, 1}, []
+    for index, node in enumerate(nodes, start=2):
+        result.append(tuple(edge for edge in node if edge.state in carrying))
+        if result[-1]:
+            carrying.add(index)
+    return tuple(result)
 
 
 @dataclass(frozen=True)
@@ -118,10 +133,25 @@ class Genotype:
                 choices[switch_key(kind, index)] = tuple(edge_key(kind, index, state) for state in sorted(operations))
         return Architecture(choices)
 
+    @property
+    def is_regular(self) -> bool:
+        """Whether every node has two edges."""
+        return all(len(node) == EDGES_PER_NODE for node in (*self.normal, *self.reduce))
+
+    def flat(self, kind: str) -> list[tuple[str | int, ...]]:
+        """Return the edges of a cell as (operation, state) or, unless every node has two, as (operation, node, state)."""
+        numbered = enumerate(self.normal if kind == KINDS[0] else self.reduce, start=2)
+        if self.is_regular:
+            return [tuple(edge) for _, node in numbered for edge in node]
+        return [(edge.operation, number, edge.state) for number, node in numbered for edge in node]
+
     def __str__(self) -> str:
-        """Return the form that the official code prints: operations and states, two edges a node."""
+        """Return the form that the official code prints: operations and states, two edges a node.
+
+        Where a node has fewer, it is the form of FairDARTS' code: operations, nodes and states.
+        """
         concat = f"range(2, {2 + len(self.normal)})"
-        normal, reduce = ([tuple(edge) for node in cell for edge in node] for cell in (self.normal, self.reduce))
+        normal, reduce = (self.flat(kind) for kind in KINDS)
         return f"Genotype(normal={normal}, normal_concat={concat}, reduce={reduce}, reduce_concat={concat})"
 
 

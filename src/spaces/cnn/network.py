@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,16 @@ from torch import Tensor, nn
 from src.architectures.architecture import Architecture
 from src.common.errors import must_be
 from src.spaces.cnn.formats import load_cells
-from src.spaces.cnn.genotypes import Genotype, NodeEdges
+from src.spaces.cnn.genotypes import Genotype, NodeEdges, live
 from src.spaces.cnn.operations import OPERATIONS, import_operations
 from src.spaces.cnn.stack import CellPlan, plan_stack, preprocess, stems
 
 
 class Network(nn.Module):
     """Cells of one genotype, stacked; defaults are the paper's evaluation on CIFAR-10.
+
+    A node without edges is left out of its cell's output, and so is an edge that begins at it, as in the official code of
+    FairDARTS (fairdarts/model.py).
 
     Args:
         architecture: of the CNN cell space; it says how many nodes a cell has.
@@ -55,15 +59,14 @@ class Network(nn.Module):
         super().__init__()
         import_operations(operations)
         genotype = Genotype.from_architecture(architecture)
-        nodes = len(genotype.normal)
+        cells_of = {"normal": live(genotype.normal), "reduce": live(genotype.reduce)}
+        nodes = {kind: sum(map(bool, edges)) for kind, edges in cells_of.items()}
         stack = plan_stack(cells=cells, channels=channels, nodes=nodes, stem=stem, stem_multiplier=stem_multiplier)
         plans = stack.cells
         self.drop_path = 0.0
         self.stem, self.stem1 = stems(stack, input_shape[0])
-        self.cells = nn.ModuleList(
-            self.cell(plan, genotype.reduce if plan.reduction else genotype.normal) for plan in plans
-        )
-        self.classifier = nn.Linear(nodes * plans[-1].channels, num_classes)
+        self.cells = nn.ModuleList(self.cell(plan, cells_of[plan.kind]) for plan in plans)
+        self.classifier = nn.Linear(plans[-1].channels_out, num_classes)
         self.auxiliary_at = 2 * cells // 3
         self.auxiliary = None
         if auxiliary:
@@ -77,7 +80,7 @@ class Network(nn.Module):
                     f"false for images smaller than {smallest}x{smallest}, which leave the head too little",
                     True,
                 )
-            self.auxiliary = AuxiliaryHead(nodes * plans[self.auxiliary_at].channels, num_classes, side=side)
+            self.auxiliary = AuxiliaryHead(plans[self.auxiliary_at].channels_out, num_classes, side=side)
 
     @staticmethod
     def load(genotype: str, *, operations: Sequence[str] = ()) -> Architecture:
@@ -110,7 +113,12 @@ class Network(nn.Module):
 
 
 class GenotypeCell(nn.Module):
-    """A cell of chosen operations only; its BatchNorms have parameters, its pools no BatchNorm."""
+    """A cell of chosen operations only; its BatchNorms have parameters, its pools no BatchNorm.
+
+    Args:
+        plan: the cell's place in the stack.
+        nodes: the edges of each node, all of which carry something (see `live`).
+    """
 
     def __init__(self, plan: CellPlan, nodes: Sequence[NodeEdges]) -> None:
         super().__init__()
@@ -126,8 +134,8 @@ class GenotypeCell(nn.Module):
             self.nodes.append(nn.ModuleList(operations))
 
     def forward(self, before_last: Tensor, last: Tensor, drop: float) -> Tensor:
-        """Map the outputs of cells k-2 and k-1 to this cell's output (N, nodes * channels, H, W)."""
-        states = [self.evaluate(self.preprocess0, before_last), self.evaluate(self.preprocess1, last)]
+        """Map the outputs of cells k-2 and k-1 to this cell's output (N, joined nodes * channels, H, W)."""
+        states: list[Any] = [self.evaluate(self.preprocess0, before_last), self.evaluate(self.preprocess1, last)]
         for operations, sources in zip(self.nodes, self.states, strict=True):
             assert isinstance(operations, nn.ModuleList)
             terms = []
@@ -137,8 +145,8 @@ class GenotypeCell(nn.Module):
                 if self.training and drop > 0 and not isinstance(operation, nn.Identity):
                     term = drop_path(term, drop)
                 terms.append(term)
-            states.append(sum(terms[1:], start=terms[0]))
-        return torch.cat(states[2:], dim=1)
+            states.append(sum(terms[1:], start=terms[0]) if terms else None)
+        return torch.cat([state for state in states[2:] if state is not None], dim=1)
 
     def evaluate(self, module: nn.Module, x: Tensor) -> Tensor:
         """Return what an operation makes of a state."""

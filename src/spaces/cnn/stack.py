@@ -5,12 +5,13 @@ Implements section 3.1 of arXiv 1806.09055, with the official code's stem for Im
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from src.common.errors import must_be, unknown
-from src.spaces.cnn.genotypes import MAX_NODES
+from src.spaces.cnn.genotypes import KINDS, MAX_NODES
 from src.spaces.cnn.modules import FactorizedReduce, ReLUConvBN
 
 # By how many halvings each stem shrinks an image before the first cell, and its default `stem_multiplier`.
@@ -20,13 +21,19 @@ _MULTIPLIERS = {"cifar": 3, "imagenet": 1}
 
 @dataclass(frozen=True)
 class CellPlan:
-    """Where a cell stands in the stack: its kind, its channels, and what comes in."""
+    """Where a cell stands in the stack: its kind, its channels, what comes in, and how many nodes go out."""
 
     kind: str
     channels: int
     channels_before_last: int
     channels_last: int
     reduction_last: bool
+    joined: int
+
+    @property
+    def channels_out(self) -> int:
+        """The channels of the cell's output, which joins `joined` nodes."""
+        return self.joined * self.channels
 
     @property
     def reduction(self) -> bool:
@@ -54,13 +61,15 @@ class Stack:
         return STEMS[self.stem] + sum(plan.reduction for plan in self.cells)
 
 
-def plan_stack(*, cells: int, channels: int, nodes: int, stem: str, stem_multiplier: int | None) -> Stack:
+def plan_stack(
+    *, cells: int, channels: int, nodes: int | Mapping[str, int], stem: str, stem_multiplier: int | None
+) -> Stack:
     """Return the plan of a network: reduction cells at 1/3 and 2/3 of the depth, each doubling the channels.
 
     Args:
         cells: their number.
         channels: of the first cell's nodes.
-        nodes: of each cell, whose output has `nodes` times its channels.
+        nodes: that each cell's output joins, so that it has `nodes` times the cell's channels; by kind if they differ.
         stem: `cifar` (one convolution) or `imagenet` (three, each halving height and width).
         stem_multiplier: the stem has `stem_multiplier` * channels channels; None is 3 for cifar, 1 for imagenet.
 
@@ -74,8 +83,10 @@ def plan_stack(*, cells: int, channels: int, nodes: int, stem: str, stem_multipl
     for name, (value, lowest) in ranges.items():
         if value < lowest:
             raise must_be(name, f"{lowest} or more", value)
-    if not 1 <= nodes <= MAX_NODES:
-        raise must_be("nodes", f"1 to {MAX_NODES}", nodes)
+    joined = dict.fromkeys(KINDS, nodes) if isinstance(nodes, int) else nodes
+    for count in joined.values():
+        if not 1 <= count <= MAX_NODES:
+            raise must_be("nodes", f"1 to {MAX_NODES}", count)
     if stem == "imagenet" and multiplier * channels < 2:
         raise must_be("channels", "2 or more for the imagenet stem, whose first half has half as many", channels)
     stem_channels = before_last = last = multiplier * channels
@@ -84,8 +95,10 @@ def plan_stack(*, cells: int, channels: int, nodes: int, stem: str, stem_multipl
     for index in range(cells):
         reduction = index in (cells // 3, 2 * cells // 3)
         channels *= 2 if reduction else 1
-        plans.append(CellPlan("reduce" if reduction else "normal", channels, before_last, last, reduction_last))
-        before_last, last, reduction_last = last, nodes * channels, reduction
+        kind = "reduce" if reduction else "normal"
+        plan = CellPlan(kind, channels, before_last, last, reduction_last, joined[kind])
+        plans.append(plan)
+        before_last, last, reduction_last = last, plan.channels_out, reduction
     return Stack(stem, stem_channels, plans)
 
 

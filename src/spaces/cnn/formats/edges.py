@@ -2,7 +2,7 @@
 
 Here are the JSON of these fields, and the step from fields to answers that formats of such lists share. Fields are
 `normal`, `reduce`, `normal_concat` and `reduce_concat`; a list is flat with two edges for each node, or has a list for
-each node.
+each node, or has triples (operation, node, state), as FairDARTS' code has them for nodes with fewer edges.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def answers_of(fields: Mapping[str, object]) -> dict[str, object]:
     for kind in KINDS:
         if kind not in fields:
             raise ConfigError(f"the genotype has no field {kind!r}")
-    cells = {kind: _cell(kind, fields[kind]) for kind in KINDS}
+    count = max(_nodes_named(fields[kind], fields.get(f"{kind}_concat")) for kind in KINDS)
+    cells = {kind: _cell(kind, fields[kind], count) for kind in KINDS}
     normal, reduce = (len(cells[kind]) for kind in KINDS)
     if normal != reduce:
         raise ConfigError(f"the cells must have equally many nodes, got {normal} (normal) and {reduce} (reduction)")
@@ -46,10 +47,36 @@ def answers_of(fields: Mapping[str, object]) -> dict[str, object]:
     return {**Genotype(**cells).to_architecture().to_plain()}
 
 
-def _cell(kind: str, rows: object) -> tuple[NodeEdges, ...]:
-    """Return the nodes that a list describes."""
+def _are_triples(rows: object) -> bool:
+    return isinstance(rows, list) and any(
+        isinstance(row, list) and len(row) == 3 and isinstance(row[1], int) for row in rows
+    )
+
+
+def _nodes_named(rows: object, concat: object) -> int:
+    """Return how many nodes a cell in triples names, in its edges or as those that its output joins; else 0."""
+    if not _are_triples(rows):
+        return 0
+    named = [row[1] for row in rows if isinstance(row, list) and len(row) == 3]  # pyright: ignore[reportGeneralTypeIssues]
+    named += concat if isinstance(concat, list) else []
+    return max((node - 1 for node in named if isinstance(node, int)), default=0)
+
+
+def _cell(kind: str, rows: object, count: int) -> tuple[NodeEdges, ...]:
+    """Return the nodes that a list describes; of triples, `count` nodes."""
     if not isinstance(rows, list):
         raise ConfigError(f"{kind} must be a list of edges, got {kind_of(rows)}")
+    if _are_triples(rows):
+        if not 1 <= count <= MAX_NODES:
+            raise ConfigError(f"{kind} must have 1 to {MAX_NODES} nodes, got {count}")
+        by_node: list[list[Any]] = [[] for _ in range(count)]
+        for row in rows:
+            if not isinstance(row, list) or len(row) != 3 or type(row[1]) is not int or not 2 <= row[1] < 2 + count:
+                raise ConfigError(
+                    f"an edge of {kind} must be a triple (operation, node, state) like the others, got {shorten(row)}"
+                )
+            by_node[row[1] - 2].append([row[0], row[2]])
+        return tuple(_node(kind, index, row, fewest=0) for index, row in enumerate(by_node, start=2))
     if rows and all(isinstance(row, list) and all(isinstance(item, list) for item in row) for row in rows):
         nested: list[list[Any]] = rows
     else:
@@ -61,9 +88,9 @@ def _cell(kind: str, rows: object) -> tuple[NodeEdges, ...]:
     return tuple(_node(kind, index, row) for index, row in enumerate(nested, start=2))
 
 
-def _node(kind: str, index: int, row: list[Any]) -> NodeEdges:
+def _node(kind: str, index: int, row: list[Any], fewest: int = EDGES_PER_NODE) -> NodeEdges:
     where = f"node {index} of the {_NAMES[kind]}"
-    if len(row) != EDGES_PER_NODE:
+    if not fewest <= len(row) <= EDGES_PER_NODE:
         raise ConfigError(f"{where} must have {EDGES_PER_NODE} edges, got {len(row)}")
     edges = []
     for item in row:
@@ -78,6 +105,23 @@ def _node(kind: str, index: int, row: list[Any]) -> NodeEdges:
     return tuple(edges)
 
 
+def regular(architecture: Architecture, whose: str) -> Genotype:
+    """Return the genotype of an architecture for a format that can only express two edges into each node.
+
+    Raises:
+        ConfigError: a node has fewer; `whose` names the format.
+    """
+    genotype = Genotype.from_architecture(architecture)
+    for kind in KINDS:
+        for index, node in enumerate(getattr(genotype, kind), start=2):
+            if len(node) != EDGES_PER_NODE:
+                raise ConfigError(
+                    f"{whose} needs {EDGES_PER_NODE} edges into each node, but node {index} of the {_NAMES[kind]} has "
+                    f"{len(node) or 'none'}; the formats genotype, edges and json take it"
+                )
+    return genotype
+
+
 def _sorted(states: list[Any]) -> list[Any]:
     return sorted(states) if all(type(state) is int for state in states) else []
 
@@ -87,7 +131,7 @@ def _write(architecture: Architecture) -> str:
     concat = list(range(2, 2 + len(genotype.normal)))
     fields = {}
     for kind in KINDS:
-        fields[kind] = [list(edge) for node in getattr(genotype, kind) for edge in node]
+        fields[kind] = [list(edge) for edge in genotype.flat(kind)]
         fields[f"{kind}_concat"] = concat
     return json.dumps(fields) + "\n"
 

@@ -13,7 +13,8 @@ import yaml
 from src.architectures.architecture import Architecture
 from src.architectures.formats import Format
 from src.common.errors import ConfigError, shorten
-from src.spaces.cnn.genotypes import KINDS, Genotype, edge_key, switch_key
+from src.spaces.cnn.formats.edges import regular
+from src.spaces.cnn.genotypes import KINDS, edge_key, switch_key
 
 _MAX_CHARACTERS = 1 << 17  # several times the largest cell; YAML is slow to read
 _NODE = re.compile(rf"({'|'.join(KINDS)})_n([0-9]{{1,3}})")
@@ -51,7 +52,7 @@ def _parse(text: str) -> dict[str, object]:
 
 def _write(architecture: Architecture) -> str:
     subnet: dict[str, object] = {}
-    genotype = Genotype.from_architecture(architecture)
+    genotype = regular(architecture, "MMRazor's YAML")
     for kind in KINDS:
         for node, edges in enumerate(getattr(genotype, kind), start=2):
             subnet[f"{kind}_n{node}"] = {"chosen": [edge_key(kind, node, edge.state) for edge in edges]}

@@ -7,6 +7,7 @@ import json
 from src.architectures.architecture import Architecture, json_object
 from src.architectures.formats import Format
 from src.common.errors import ConfigError
+from src.spaces.cnn.formats.edges import regular
 from src.spaces.cnn.genotypes import edge_of
 from src.spaces.cnn.operations import OPERATIONS
 
@@ -34,6 +35,7 @@ def _parse(text: str) -> dict[str, object]:
 
 
 def _write(architecture: Architecture) -> str:
+    regular(architecture, "NNI 2.1's JSON")
     names = _names()
     answers = architecture.to_plain()
     for key, answer in answers.items():

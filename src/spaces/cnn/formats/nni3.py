@@ -12,8 +12,8 @@ import re
 from src.architectures.architecture import Architecture, json_object
 from src.architectures.formats import Format
 from src.common.errors import ConfigError, shorten
-from src.spaces.cnn.formats.edges import answers_of
-from src.spaces.cnn.genotypes import EDGES_PER_NODE, KINDS, MAX_NODES, Genotype
+from src.spaces.cnn.formats.edges import answers_of, regular
+from src.spaces.cnn.genotypes import EDGES_PER_NODE, KINDS, MAX_NODES
 from src.spaces.cnn.operations import CANDIDATES
 
 _KEY = re.compile(rf"({'|'.join(KINDS)})/(op|input)_([0-9]{{1,3}})_([0-9]{{1,3}})")
@@ -51,7 +51,7 @@ def _parse(text: str) -> dict[str, object]:
 
 def _write(architecture: Architecture) -> str:
     answers: dict[str, object] = {}
-    genotype = Genotype.from_architecture(architecture)
+    genotype = regular(architecture, "NNI 3's JSON")
     for kind in KINDS:
         for node, edges in enumerate(getattr(genotype, kind), start=2):
             for place, edge in enumerate(edges):

@@ -55,6 +55,9 @@ def verdict(run: SavedRun) -> list[Finding]:
         findings += _clarity(run)
     findings += _stability(run)
     findings += _skips(run.genotype)
+    remark = run.result.get("remark")
+    if isinstance(remark, str):
+        findings.append(Finding(f"Of the rule that made the architecture: {remark}.", "plain"))
     return findings
 
 

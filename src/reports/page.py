@@ -488,7 +488,8 @@ def _panel(run: SavedRun, key: str, look: Mapping[str, str], highest: float) -> 
     summary = f"{edge_name(key)} over {len(xs)} epochs; at the end " + (
         ", ".join(f"{words(name)} {100 * last[name]:.1f} %" for name in heavy) or "no weights"
     )
-    uniform = _height(1 / len(last), highest)
+    total = sum(line[0] for line in run.alphas[key].values())
+    uniform = _height((total if math.isfinite(total) else 1.0) / len(last), highest)
     return Panel(paths, dots, list(_strip(run, key, look, xs)), uniform, summary)
 
 

@@ -28,7 +28,8 @@ from src.runs.build import build_network
 from src.spaces.check import check_space
 from src.spaces.cnn import modules, operations
 from src.spaces.cnn.cells import Supernet
-from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES
+from src.spaces.cnn.formats import load_cells
+from src.spaces.cnn.genotypes import CANDIDATES
 from src.spaces.cnn.network import Network
 from src.spaces.relaxed import RelaxedSpace
 
@@ -361,15 +362,19 @@ def test_operators_are_counted_in_the_plain_form(form: type[Supernet]) -> None:
     assert counts[0] == counts[1] > 0
 
 
+SPARSE = (
+    "Genotype(normal=[('sep_conv_3x3', 2, 0), ('max_pool_3x3', 4, 0), ('dil_conv_3x3', 4, 2), ('skip_connect', 5, 3)], "
+    "normal_concat=range(2, 6), reduce=[('avg_pool_3x3', 2, 1), ('sep_conv_5x5', 3, 0)], reduce_concat=range(2, 6))"
+)
+
+
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("genotype", ["DARTS_V1", "DARTS_V2"])
+@pytest.mark.parametrize("genotype", ["DARTS_V1", "DARTS_V2", SPARSE])
 def test_network_of_a_genotype(genotype: str, training: bool) -> None:
     results = []
     for kind in (Network, FusedNetwork):
         torch.manual_seed(0)
-        network = kind(
-            NAMED_GENOTYPES[genotype].to_architecture(), input_shape=(3, 9, 9), num_classes=3, channels=6, cells=6
-        )
+        network = kind(load_cells(genotype), input_shape=(3, 9, 9), num_classes=3, channels=6, cells=6)
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 assert module.running_mean is not None

@@ -236,7 +236,7 @@ def edited(make: Make, *edits: str, only_first: bool = False) -> Make:
 def make_cell(candidates: Mapping[str, Make], *, kind: str, channels: int, nodes: int, wide: int) -> Cell:
     """Return a plain cell of these candidates, with BatchNorms that are no longer as they were made."""
     torch.manual_seed(0)
-    plan = CellPlan(kind, channels, wide, wide + 1, False)
+    plan = CellPlan(kind, channels, wide, wide + 1, False, nodes)
     own = {name: lambda c, s, searching, make=make: make(c, s) for name, make in candidates.items()}
     with pytest.MonkeyPatch.context() as patch:
         for name, make in own.items():

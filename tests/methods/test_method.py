@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -13,20 +13,14 @@ from spaces.test_choices import Perceptron
 from src.bilevel.hypergradient import Exact, FiniteDifference, FirstOrder, Hypergradient
 from src.common.errors import ConfigError
 from src.methods.alpha_optimizers import ExponentiatedGradient
-from src.methods.discretizers import Strongest, StrongestProduct
+from src.methods.discretizers import Strongest, StrongestProduct, Threshold
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels
-from src.methods.penalties import BetaDecay
+from src.methods.penalties import BetaDecay, ZeroOne
 from src.methods.perturbations import RandomSmoothing
-from src.methods.relaxations import GumbelHard, Simplex, Softmax
+from src.methods.relaxations import GumbelHard, Sigmoid, Simplex, Softmax
 from src.methods.schedules import Linear, Progress
 from src.training.search import SearchModule
-
-
-class Sigmoid(Softmax):
-    """A relaxation of one's own, of a kind that nothing here fits."""
-
-    kind: ClassVar[str] = "sigmoid"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +32,21 @@ class Sigmoid(Softmax):
         ({"perturbation": RandomSmoothing()}, None),
         ({"relaxation": GumbelHard(), "mixed_op": PartialChannels()}, None),
         ({"relaxation": Sigmoid(), "mixed_op": PartialChannels()}, None),
+        ({"relaxation": Sigmoid(), "penalty": ZeroOne(), "discretizer": Threshold()}, None),
+        ({"relaxation": Sigmoid(), "edge_weights": True, "discretizer": StrongestProduct()}, None),
+        (
+            {"penalty": ZeroOne()},
+            "penalty ZeroOne needs a relaxation of kind sigmoid, got Softmax, which is of kind softmax",
+        ),
+        (
+            {"discretizer": Threshold()},
+            "discretizer Threshold needs a relaxation of kind sigmoid, got Softmax, which is of kind softmax",
+        ),
+        (
+            {"relaxation": Sigmoid(), "perturbation": RandomSmoothing()},
+            "perturbation RandomSmoothing needs a relaxation of kind simplex or softmax, got Sigmoid, which is of kind "
+            "sigmoid",
+        ),
         ({"edge_weights": True, "discretizer": StrongestProduct()}, None),
         (
             {"relaxation": Sigmoid(), "penalty": BetaDecay()},
@@ -189,9 +198,10 @@ def test_a_space_of_ones_own() -> None:
         (Method(penalty=BetaDecay()), FiniteDifference()),
         (Method(perturbation=RandomSmoothing()), Exact()),
         (Method(relaxation=GumbelHard()), FirstOrder()),
+        (Method(relaxation=Sigmoid(), penalty=ZeroOne(), discretizer=Threshold()), Exact()),
         (Method(relaxation=Simplex(), alpha_optimizer=ExponentiatedGradient()), FiniteDifference()),
     ],
-    ids=["beta_darts", "sdarts_rs", "gdas", "gaea"],
+    ids=["beta_darts", "sdarts_rs", "gdas", "fair_darts", "gaea"],
 )
 def test_a_search_of_a_space_of_ones_own(method: Method, hypergradient: Hypergradient) -> None:
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ METHODS = {
     "lambda_darts": ["method=lambda_darts"],
     "gdas": ["method=gdas"],
     "darts_minus": ["method=darts_minus", "order=2"],
+    "fair_darts": ["method=fair_darts", "order=2", "optimizer.alphas.lr=0.1", "method.discretizer.threshold=0.53"],
     "gaea": ["method=gaea", "order=2", "method.alpha_optimizer.lr=2.0"],
     "pc_darts": ["method=pc_darts", "method.mixed_op.k=2"],  # of two epochs, 0.3 freezes one
 }
@@ -91,6 +92,14 @@ def test_cut_off_twice_and_resumed(
         (
             ["method.alpha_optimizer._target_=src.methods.alpha_optimizers.ExponentiatedGradient"],
             "alpha_optimizer ExponentiatedGradient needs a relaxation of kind simplex, got Softmax",
+        ),
+        (
+            ["method=fair_darts", "method.relaxation._target_=src.methods.relaxations.Softmax"],
+            "penalty ZeroOne needs a relaxation of kind sigmoid, got Softmax, which is of kind softmax",
+        ),
+        (
+            ["method=fair_darts", "method.discretizer.threshold=85"],
+            "method.discretizer.threshold must be 0 to 1, got 85",
         ),
         (["method=gaea", "method.alpha_optimizer.lr=0"], "method.alpha_optimizer.lr must be above 0, got 0.0"),
         (["optimizer.alphas=null"], "optimizer.alphas._target_ is not set"),
@@ -186,6 +195,31 @@ def test_a_number_is_a_schedule(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     config = OmegaConf.load(RunFolder(folder).config)
     assert (config.method.relaxation.temperature, config.method.name) == (0.5, "gdas")
+
+
+def test_nodes_that_keep_fewer_edges(straight: dict[str, Path], tmp_path: Path) -> None:
+    """What a threshold leaves is said, is in the files, is drawn, and is retrained."""
+    folder = straight["fair_darts"]
+    result = read_json(folder / "result.json")
+    kept = {key: answer for key, answer in result["genotype"].items() if key.endswith("_switch")}
+    assert {len(answer) for answer in kept.values()} > {2} or {len(answer) for answer in kept.values()} != {2}
+    assert " edges dropped, whose operations weigh less than 0.53" in result["remark"]
+    page = (folder / "report.html").read_text()
+    assert f"Of the rule that made the architecture: {result['remark']}." in page
+    assert 'class="rails' in page or "<svg" in page
+    small = ["space.channels=4", "space.cells=3", "space.auxiliary=false", "trainer.limit_train_batches=2"]
+    done = run("retrain", f"genotype={folder}", "epochs=1", *small, "callbacks=none", f"folder={tmp_path / 'trained'}")
+    assert done.code == 0, done.err
+    assert read_json(tmp_path / "trained" / "result.json")["genotype"] == result["genotype"]
+
+
+def test_a_short_search_that_reaches_no_threshold_says_so(tmp_path: Path) -> None:
+    done = run("search", *SHORT, "epochs=1", "method=fair_darts", f"folder={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    result = read_json(tmp_path / "run" / "result.json")
+    assert result["remark"].startswith("no edge reaches the threshold of 0.85 (the strongest has 0.5")
+    assert "edges     no edge reaches the threshold of 0.85" in done.out
+    assert all(len(answer) == 2 for key, answer in result["genotype"].items() if key.endswith("_switch"))
 
 
 def test_a_method_with_its_own_alpha_optimizer_says_so(straight: dict[str, Path]) -> None:

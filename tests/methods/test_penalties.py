@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from src.methods.method import Method
-from src.methods.penalties import BetaDecay
+from src.methods.penalties import BetaDecay, ZeroOne
+from src.methods.relaxations import Sigmoid
 from src.methods.schedules import Progress
 
 ALPHAS = torch.tensor([0.0, math.log(2), math.log(3)], dtype=torch.float64)
@@ -24,6 +26,20 @@ def test_beta_decay_by_hand() -> None:
     torch.testing.assert_close(gradient["alphas.a"], 6 * softmax / 3)
     torch.testing.assert_close(gradient["alphas.b"], 6 * softmax / 3)
     torch.testing.assert_close(gradient["alphas.c"], torch.ones(2).double())
+
+
+def test_zero_one_by_hand() -> None:
+    """sigmoid(alpha) is [1/2, 2/3, 3/4]."""
+    assert float(ZeroOne(weight=1.0)({"edge": ALPHAS}, FIRST)) == pytest.approx(-13 / 432, rel=1e-14)
+    assert float(ZeroOne()({"edge": ALPHAS}, FIRST)) == pytest.approx(-130 / 432, rel=1e-14)
+    method = Method(relaxation=Sigmoid(), penalty=ZeroOne(weight=3.0))
+    parameters = {"alphas.a": ALPHAS, "alphas.b": torch.zeros(2).double(), "edges.n": ALPHAS}
+    gradient = method.penalty_gradient(parameters, FIRST)
+    assert set(gradient) == {"alphas.a", "alphas.b"}
+    # The mean is over all five alphas: d/da = -3 / 5 * 2 (s - 1/2) s (1 - s).
+    by_hand = [0.0, -6 / 5 * (1 / 6) * (2 / 9), -6 / 5 * (1 / 4) * (3 / 16)]
+    torch.testing.assert_close(gradient["alphas.a"], torch.tensor(by_hand, dtype=torch.float64))
+    assert gradient["alphas.b"].tolist() == [0.0, 0.0]
 
 
 def test_the_default_weight_is_the_papers() -> None:

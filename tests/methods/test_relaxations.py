@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from src.common.errors import ConfigError
 from src.methods.alpha_optimizers import ExponentiatedGradient
 from src.methods.method import Method
-from src.methods.relaxations import GumbelHard, Relaxation, Simplex, Softmax
+from src.methods.relaxations import GumbelHard, Relaxation, Sigmoid, Simplex, Softmax
 from src.methods.schedules import Progress
 from src.spaces.choices import LayerChoice
 from src.spaces.relaxed import RelaxedSpace
@@ -30,6 +30,19 @@ class TestSoftmax(RelaxationConformance):
     def test_by_hand(self) -> None:
         rows = Softmax().mixing_weights({"edge": ALPHAS}, {}, FIRST)
         torch.testing.assert_close(rows["edge"], torch.tensor([1 / 6, 1 / 3, 1 / 2], dtype=torch.float64))
+
+
+class TestSigmoid(RelaxationConformance):
+    sums_to_one = False
+
+    def relaxation(self) -> Relaxation:
+        return Sigmoid()
+
+    def test_by_hand(self) -> None:
+        rows = Sigmoid().mixing_weights({"edge": ALPHAS}, {}, FIRST)
+        torch.testing.assert_close(rows["edge"], torch.tensor([1 / 2, 2 / 3, 3 / 4], dtype=torch.float64))
+        net = self.method().relax(Perceptron())
+        assert all(row.tolist() == [0.0] * len(row) for row in net.alphas.values())
 
 
 class TestSimplex(RelaxationConformance):

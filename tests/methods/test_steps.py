@@ -28,6 +28,7 @@ from methods.plain_darts_minus import (
     PlainDartsMinusPartialChannels,
 )
 from methods.plain_drsnas import PlainOneLevel
+from methods.plain_fair_darts import PlainFairDarts, PlainFairDartsPartialChannels
 from methods.plain_gaea import PlainGaea, PlainGaeaPartialChannelsRandomSmoothing
 from methods.plain_weights import PlainAdversarial, PlainAlignment, PlainFlatMinimum, PlainStopping
 from torch import Tensor
@@ -38,12 +39,12 @@ from src.methods import perturbations
 from src.methods.alpha_gradients import FlatMinimum
 from src.methods.alpha_optimizers import ExponentiatedGradient, ExponentiatedGradientOptimizer
 from src.methods.auxiliary import AuxiliarySkip
-from src.methods.discretizers import StrongestProduct
+from src.methods.discretizers import StrongestProduct, Threshold
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels, PartialChoice
-from src.methods.penalties import BetaDecay
+from src.methods.penalties import BetaDecay, ZeroOne
 from src.methods.perturbations import AdversarialSmoothing, RandomSmoothing
-from src.methods.relaxations import GumbelHard, Simplex
+from src.methods.relaxations import GumbelHard, Sigmoid, Simplex
 from src.methods.schedules import Linear
 from src.methods.weight_rules import LayerAlignment, OperationStopping
 from src.spaces.choices import LayerChoice
@@ -74,6 +75,18 @@ METHODS: dict[str, tuple[Method, type[Plain]]] = {
             frozen_epochs=1,
         ),
         PlainDartsMinusPartialChannels,
+    ),
+    "fair_darts": (Method(relaxation=Sigmoid(), penalty=ZeroOne(), discretizer=Threshold()), PlainFairDarts),
+    "fair_darts and pc": (
+        Method(
+            relaxation=Sigmoid(),
+            mixed_op=PartialChannels(k=2),
+            edge_weights=True,
+            penalty=ZeroOne(),
+            discretizer=StrongestProduct(),
+            frozen_epochs=1,
+        ),
+        PlainFairDartsPartialChannels,
     ),
     "gaea": (Method(relaxation=Simplex(), alpha_optimizer=ExponentiatedGradient()), PlainGaea),
     "gaea, pc and sdarts": (
@@ -120,6 +133,8 @@ LEGAL = [
     ("pc_darts", "exact"),
     ("gdas and darts_minus", "first_order"),
     ("pc and darts_minus", "finite_difference"),
+    ("fair_darts", "exact"),
+    ("fair_darts and pc", "first_order"),
     ("gaea", "exact"),
     ("gaea, pc and sdarts", "finite_difference"),
     ("gdas, pc and beta", "first_order"),
@@ -334,6 +349,18 @@ def _a_softmax_of_the_rows(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Simplex, "expected", lambda self, rows: {key: row.softmax(0) for key, row in rows.items()})
 
 
+def _sum_of_the_penalty_of_each_edge(patch: pytest.MonkeyPatch) -> None:
+    """The mean is over all alphas, however many edges there are."""
+    original = ZeroOne.__call__
+    patch.setattr(
+        ZeroOne, "__call__", lambda self, alphas, p: sum(original(self, {k: a}, p) for k, a in alphas.items())
+    )
+
+
+def _a_softmax_in_place_of_sigmoids(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Sigmoid, "expected", lambda self, alphas: {key: a.softmax(0) for key, a in alphas.items()})
+
+
 def _edge_weights_are_logits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Method, "_on_simplex", False)
 
@@ -388,6 +415,7 @@ TRAPS = {
     "oles": (*traps_weights.OLES, *traps_weights.OLES_UNROLLED),
     "lambda_darts": traps_weights.LAMBDA_DARTS,
     "gdas": (_sampled_weights_as_zero_scalars, _the_weights_step_draws_anew, _undrawn_weights_have_gradient_zero),
+    "fair_darts": (_sum_of_the_penalty_of_each_edge, _a_softmax_in_place_of_sigmoids),
     "gaea": (_a_softmax_of_the_rows, _a_gradient_step_on_the_simplex),
     "gaea, pc and sdarts": (_edge_weights_are_logits,),
     "pc_darts": (_channels_not_shuffled, _never_frozen, _edge_weights_over_the_whole_cell),

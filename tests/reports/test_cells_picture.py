@@ -29,7 +29,14 @@ def random_cell(nodes: int, seed: int) -> tuple[NodeEdges, ...]:
 
 
 CHAIN = tuple((Edge("sep_conv_5x5", index - 1), Edge("avg_pool_3x3", index - 2)) for index in range(2, 6))
-CELLS = [*PUBLISHED, CHAIN, *(random_cell(nodes, seed=nodes) for nodes in range(1, 7))]
+# As FairDARTS leaves nodes: with an edge, with none, and with one from a node that has none.
+SPARSE = (
+    (Edge("sep_conv_3x3", 0), Edge("skip_connect", 1)),
+    (),
+    (Edge("dil_conv_5x5", 3),),
+    (Edge("max_pool_3x3", 0), Edge("sep_conv_3x3", 2)),
+)
+CELLS = [*PUBLISHED, CHAIN, SPARSE, *(random_cell(nodes, seed=nodes) for nodes in range(1, 7))]
 
 
 def texts(svg: str) -> list[str]:
@@ -108,12 +115,27 @@ def test_edges_lead_from_their_state_through_their_operation_and_pass_no_frame(c
 
 
 def test_steady_pictures_of_cells_with_as_many_edges_have_one_size() -> None:
-    cells = [random_cell(4, seed) for seed in range(6)] + [CHAIN]
+    cells = [random_cell(4, seed) for seed in range(6)] + [CHAIN, SPARSE]
     figures = [cell_figure(cell, "A cell", among=CANDIDATES, steady=True) for cell in cells]
     assert len({tuple(figure.get_size_inches()) for figure in figures}) == 1
     nodes = [[box for box in boxes(figure) if box[2] - box[0] == 50 and box[3] - box[1] == 30] for figure in figures]
     assert all(places == nodes[0] for places in nodes), "every node keeps its place"
     assert len(nodes[0]) == 4
+
+
+def test_nodes_that_carry_nothing_are_pale_and_not_joined() -> None:
+    figure = cell_figure(SPARSE, "A cell")
+    nodes = [patch for patch in figure.axes[0].patches if isinstance(patch, FancyBboxPatch) and patch.get_width() == 50]
+    nodes = [patch for patch in nodes if patch.get_height() == 30]
+    pale = [to_rgba(patch.get_facecolor()) == to_rgba("#f1f3f5") for patch in nodes]
+    assert pale == [False, True, True, False]
+    joint = to_rgba("#9aa4ad")
+    joins = [
+        patch
+        for patch in figure.axes[0].patches
+        if to_rgba(patch.get_edgecolor()) == joint and to_rgba(patch.get_facecolor())[3] == 0
+    ]
+    assert len(joins) == 2
 
 
 def test_svg_is_the_same_each_time_and_refers_to_nothing_outside() -> None:

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conformance.space import SpaceConformance
 from torch import Tensor, nn
 
 from src.common.errors import ConfigError
+from src.fast.fused import FusedSupernet
+from src.fast.merged import MergedSupernet
 from src.methods.discretizers import Strongest
 from src.runs.build import count_macs, count_params
-from src.spaces.choices import LayerChoice
+from src.spaces.choices import LayerChoice, fix
 from src.spaces.cnn.cells import Supernet
+from src.spaces.cnn.formats import load_cells
 from src.spaces.cnn.genotypes import CANDIDATES, EDGES_PER_NODE, edge_key, switch_key
 from src.spaces.relaxed import RelaxedSpace
 
@@ -160,3 +165,22 @@ def test_candidates_are_configurable() -> None:
     net = small(candidates=CANDIDATES[2:6])
     assert {alpha.numel() for alpha in net.alphas.values()} == {4}
     assert net(torch.randn(2, 1, 8, 8)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("form", [Supernet, FusedSupernet, MergedSupernet])
+def test_fixed_cells_with_fewer_edges_compute_what_one_hot_weights_do(form: type[Supernet]) -> None:
+    """Node 3 of the normal cell is empty: its state is zero, for the edge that begins there and in the output."""
+    torch.manual_seed(0)
+    space = form(input_shape=(1, 8, 8), num_classes=4, channels=4, cells=3, nodes=3).double()
+    net = RelaxedSpace(copy.deepcopy(space)).double()
+    architecture = load_cells(
+        "Genotype(normal=[('skip_connect', 2, 0), ('sep_conv_3x3', 4, 3), ('max_pool_3x3', 4, 1)], "
+        "normal_concat=range(2, 5), reduce=[('dil_conv_3x3', 2, 1), ('skip_connect', 3, 2)], reduce_concat=range(2, 5))"
+    )
+    rows = {
+        key: torch.tensor([float(name == architecture.choices[key]) for name in names], dtype=torch.float64)
+        for key, names in net.candidates().items()
+    }
+    images = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    expected = net(images, mixing=rows)
+    torch.testing.assert_close(fix(space, architecture)(images), expected, rtol=1e-9, atol=1e-12)

@@ -241,6 +241,37 @@ def test_what_is_written_is_read(genotype: Genotype, name: str) -> None:
     assert read_cells(text) == genotype.to_architecture()
 
 
+SPARSE = (
+    "Genotype(normal=[('sep_conv_3x3', 2, 0), ('skip_connect', 4, 3), ('max_pool_3x3', 4, 1)], "
+    "normal_concat=range(2, 6), reduce=[('sep_conv_3x3', 2, 1)], reduce_concat=range(2, 6))\n"
+)
+
+
+def test_nodes_with_fewer_edges() -> None:
+    """In the form of FairDARTS' code; the number of nodes is in the concat, where the last ones are empty."""
+    architecture = read_cells(SPARSE)
+    assert architecture.choices["normal_n3_switch"] == architecture.choices["reduce_n5_switch"] == ()
+    assert architecture.choices["normal_n4_switch"] == ("normal_n4_p1", "normal_n4_p3")
+    assert architecture.choices["reduce_n2_p0"] is None
+    assert BY_NAME["genotype"].write is not None
+    assert BY_NAME["genotype"].write(architecture) == SPARSE.replace(
+        "('skip_connect', 4, 3), ('max_pool_3x3', 4, 1)", "('max_pool_3x3', 4, 1), ('skip_connect', 4, 3)"
+    )
+    for name in ("genotype", "edges", "json"):
+        write = BY_NAME[name].write
+        assert write is not None
+        assert read_cells(write(architecture)) == architecture
+    for name, program in (("nni", "NNI 2.1's JSON"), ("nni3", "NNI 3's JSON"), ("mmrazor", "MMRazor's YAML")):
+        write = BY_NAME[name].write
+        assert write is not None
+        with pytest.raises(ConfigError) as error:
+            write(architecture)
+        assert str(error.value) == (
+            f"{program} needs 2 edges into each node, but node 2 of the normal cell has 1; the formats genotype, edges and "
+            "json take it"
+        )
+
+
 @pytest.mark.parametrize("name", ["nni", "nni3"])
 def test_an_operation_that_the_other_program_lacks(name: str) -> None:
     text = str(NAMED_GENOTYPES["DARTS_V2"]).replace("dil_conv_3x3", "conv_7x1_1x7")
@@ -276,6 +307,19 @@ def test_an_operation_that_the_other_program_lacks(name: str) -> None:
         (
             fields(normal=[["mish", 0], ["skip_connect", 1]] * 4),
             "unknown answer to normal_n2_p0: 'mish' (allowed: max_",
+        ),
+        (
+            fields(normal=[["skip_connect", 2, 0], ["skip_connect", 1]]),
+            "an edge of normal must be a triple (operation, node, state) like the others, got ['skip_connect', 1]",
+        ),
+        (fields(normal=[["skip_connect", 2, 0]] * 2), "node 2 of the normal cell takes state 0 twice"),
+        (
+            fields(normal=[["skip_connect", 3, 0]]),
+            "normal_n2_switch must name 1 to 2 of normal_n2_p0, normal_n2_p1, got 0",
+        ),
+        (
+            fields(normal=[["skip_connect", 2, s] for s in (0, 1, 0)]),
+            "node 2 of the normal cell must have 2 edges, got 3",
         ),
         (json.dumps({**NNI3, "normal/input_2_1": [0]}), "node 2 of the normal cell takes state 0 twice"),
         (json.dumps({**NNI3, "normal/input_2_1": [0, 1]}), "must be a pair (operation, state)"),

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from src.common.errors import ConfigError
 from src.runs.build import count_macs, count_params
+from src.spaces.cnn.formats import load_cells
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.spaces.cnn.network import AuxiliaryHead, Network, drop_path
 
@@ -26,6 +29,66 @@ def test_size_equals_the_official_code(name: str, without: int, with_head: int, 
     headed = network(name)
     assert count_params(headed) == with_head
     assert count_macs(headed, (3, 32, 32)) == macs  # the head is not there when the network is used
+
+
+# Nodes with one edge or none: genotypes in the official code of FairDARTS (fairdarts/genotypes.py), which says of them
+# 2.83 M weights (A, with the head), 2.59 M and 400 M multiply-adds (C, without), 3.88 M (with) and 536 M (B).
+FAIR_DARTS_A = (
+    "Genotype(normal=[('sep_conv_3x3', 2, 0), ('sep_conv_5x5', 2, 1), ('max_pool_3x3', 4, 0), ('sep_conv_3x3', 5, 0)], "
+    "normal_concat=range(2, 6), reduce=[('max_pool_3x3', 2, 0), ('avg_pool_3x3', 2, 1), ('avg_pool_3x3', 3, 0), "
+    "('dil_conv_5x5', 3, 1), ('avg_pool_3x3', 4, 0), ('sep_conv_5x5', 4, 1), ('skip_connect', 5, 0), "
+    "('skip_connect', 5, 1)], reduce_concat=range(2, 6))"
+)
+FAIR_DARTS_B = (
+    "Genotype(normal=[('sep_conv_3x3', 2, 0), ('sep_conv_3x3', 2, 1), ('sep_conv_3x3', 3, 1), ('dil_conv_3x3', 4, 0), "
+    "('sep_conv_5x5', 4, 1), ('dil_conv_5x5', 5, 1)], normal_concat=range(2, 6), reduce=[('skip_connect', 2, 0), "
+    "('dil_conv_3x3', 2, 1), ('skip_connect', 3, 0), ('dil_conv_3x3', 3, 1), ('max_pool_3x3', 4, 0), "
+    "('sep_conv_3x3', 4, 1), ('skip_connect', 5, 2), ('max_pool_3x3', 5, 0)], reduce_concat=range(2, 6))"
+)
+FAIR_DARTS_C = (
+    "Genotype(normal=[('max_pool_3x3', 2, 0), ('sep_conv_5x5', 2, 1), ('dil_conv_3x3', 4, 0), ('dil_conv_5x5', 4, 2), "
+    "('skip_connect', 5, 3), ('sep_conv_3x3', 5, 0)], normal_concat=range(2, 6), reduce=[('dil_conv_3x3', 2, 1), "
+    "('dil_conv_5x5', 2, 0), ('dil_conv_3x3', 3, 0), ('sep_conv_3x3', 3, 1), ('sep_conv_5x5', 4, 0), "
+    "('sep_conv_5x5', 4, 3), ('sep_conv_5x5', 5, 0), ('skip_connect', 5, 1)], reduce_concat=range(2, 6))"
+)
+
+
+@pytest.mark.parametrize(
+    ("genotype", "without", "with_head", "macs"),
+    [
+        (FAIR_DARTS_A, 2_360_782, 2_837_208, 371_455_200),
+        (FAIR_DARTS_B, 3_407_878, 3_884_304, 536_487_552),
+        (FAIR_DARTS_C, 2_598_814, 3_075_240, 399_987_936),
+    ],
+    ids=["A", "B", "C"],
+)
+def test_size_of_cells_with_fewer_edges(genotype: str, without: int, with_head: int, macs: int) -> None:
+    architecture = load_cells(genotype)
+    plain = Network(architecture, input_shape=(3, 32, 32), num_classes=10, auxiliary=False)
+    assert (count_params(plain), count_macs(plain, (3, 32, 32))) == (without, macs)
+    assert count_params(Network(architecture, input_shape=(3, 32, 32), num_classes=10)) == with_head
+
+
+def test_nodes_without_edges_are_left_out() -> None:
+    """By hand: node 3 is empty, so that an edge from it and node 5, which has no other, carry nothing either."""
+    architecture = load_cells(
+        "Genotype(normal=[('skip_connect', 2, 0), ('skip_connect', 4, 2), ('sep_conv_3x3', 4, 3), ('dil_conv_3x3', 5, 3)],"
+        " normal_concat=range(2, 6), reduce=[('skip_connect', 2, 1)], reduce_concat=range(2, 6))"
+    )
+    net = Network(architecture, input_shape=(3, 8, 8), num_classes=3, channels=4, cells=3).train()
+    net.drop_path = 0.5  # not on identities
+    cell: Any = net.cells[0]
+    assert [len(operations) for operations in cell.nodes] == [1, 0, 1, 0]
+    before_last, last = torch.randn(2, 2, 12, 8, 8)
+    node2 = cell.preprocess0(before_last)
+    torch.testing.assert_close(cell(before_last, last, 0.5), torch.cat([node2, node2], dim=1))
+    logits, auxiliary = net(torch.randn(2, 3, 8, 8))
+    (logits.sum() + auxiliary.sum()).backward()
+    # The last cell reduces and has one node; its first input ends nowhere.
+    assert net.classifier.in_features == 16
+    idle = {name for name, parameter in net.named_parameters() if parameter.grad is None}
+    assert {name.rpartition(".")[0].split(".preprocess")[0] for name in idle} <= {"cells.0", "cells.1", "cells.2"}
+    assert all(".preprocess" in name for name in idle)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def cell_figure(nodes: Sequence[NodeEdges], title: str, *, among: Sequence[str] 
         channels = _channels(rows, columns)
         tracks = [len(channel) for channel in channels]
         if steady:  # any edge may come from an input, and one of each later node from a node
-            tracks = [sum(tracks), *reversed(range(len(rows)))]
+            tracks = [max(sum(tracks), EDGES_PER_NODE * len(rows)), *reversed(range(len(rows)))]
         operations = [edge.operation for node in nodes for edge in node]
         colour_of = colours([*among, *operations])
         labels = [*among, *operations] if steady else operations

@@ -212,7 +212,9 @@ def short_form(architecture: Architecture) -> str:
         return table([*answers[:_SHOWN_ANSWERS], *more])
     genotype = Genotype.from_architecture(architecture)
     cells = {
-        kind: [" + ".join(f"{edge.operation}({edge.state})" for edge in node) for node in getattr(genotype, kind)]
+        kind: [
+            " + ".join(f"{edge.operation}({edge.state})" for edge in node) or "-" for node in getattr(genotype, kind)
+        ]
         for kind in KINDS
     }
     rows = [("node", "normal cell", "reduction cell")]

@@ -202,11 +202,10 @@ def test_nodes_that_keep_fewer_edges(straight: dict[str, Path], tmp_path: Path) 
     folder = straight["fair_darts"]
     result = read_json(folder / "result.json")
     kept = {key: answer for key, answer in result["genotype"].items() if key.endswith("_switch")}
-    assert {len(answer) for answer in kept.values()} > {2} or {len(answer) for answer in kept.values()} != {2}
+    assert any(len(answer) < 2 for answer in kept.values())
     assert " edges dropped, whose operations weigh less than 0.53" in result["remark"]
     page = (folder / "report.html").read_text()
     assert f"Of the rule that made the architecture: {result['remark']}." in page
-    assert 'class="rails' in page or "<svg" in page
     small = ["space.channels=4", "space.cells=3", "space.auxiliary=false", "trainer.limit_train_batches=2"]
     done = run("retrain", f"genotype={folder}", "epochs=1", *small, "callbacks=none", f"folder={tmp_path / 'trained'}")
     assert done.code == 0, done.err

@@ -18,8 +18,9 @@ Every identity is exact; only rounding differs. State dicts fit both forms. The 
 
 The plain form runs instead wherever the result could differ: where the kernels do not fit (on a GPU, in bfloat16, without a
 compiler), where a class or a module that a cell is made of was edited, replaced or hooked, where an edge is not a plain
-`LayerChoice` or only some run one candidate alone, and where operations that have no fast form draw random numbers, write into their
-input, give images of another shape than the others, or reach tensors that need a gradient and are not their own parameters.
+`LayerChoice` or one candidate runs on some edges and all on others, and where operations that have no fast form draw random
+numbers, write into their input, give images of another shape than the others, or reach tensors that need a gradient and
+are not their own parameters.
 """
 
 from __future__ import annotations

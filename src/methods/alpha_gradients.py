@@ -48,7 +48,7 @@ class FlatMinimum:
 
     rho: float = 1e-2
     epsilon: float = 1e-2
-    fits: ClassVar[frozenset[str]] = frozenset({"softmax", "sigmoid", "dirichlet"})
+    fits: ClassVar[frozenset[str]] = frozenset({"softmax", "sigmoid", "dirichlet", "gumbel_soft"})
 
     def __post_init__(self) -> None:
         if not 0 <= self.rho < float("inf"):

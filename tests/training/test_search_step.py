@@ -193,11 +193,11 @@ class OldAlphasInTheWeightStep(SearchModule):
         self.old = [alpha.detach().clone() for alpha in self.alphas().values()]
         return super().step_alphas(batch, weight_optimizer, alpha_optimizer)
 
-    def step_weights(self, batch, weight_optimizer):
+    def step_weights(self, batch, weight_optimizer, **named):
         alphas = [alpha.detach() for alpha in self.alphas().values()]
         new = [alpha.clone() for alpha in alphas]
         torch._foreach_copy_(alphas, self.old)
-        result = super().step_weights(batch, weight_optimizer)
+        result = super().step_weights(batch, weight_optimizer, **named)
         torch._foreach_copy_(alphas, new)
         return result
 
@@ -215,9 +215,9 @@ class HalvesExchanged(SearchModule):
 
 
 class NoClipping(SearchModule):
-    def step_weights(self, batch, weight_optimizer):
+    def step_weights(self, batch, weight_optimizer, **named):
         self.gradient_clip = float("inf")
-        return super().step_weights(batch, weight_optimizer)
+        return super().step_weights(batch, weight_optimizer, **named)
 
 
 class ScheduleNeverStepped(SearchModule):

@@ -11,8 +11,11 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributions import Dirichlet, kl_divergence
 
+from src.methods.relaxations import concentration
 from src.methods.schedules import Linear, Progress, Schedule, value_at
+from src.spaces.relaxed import by_size
 
 
 class Penalty(Protocol):
@@ -38,7 +41,7 @@ class BetaDecay:
     """
 
     weight: Schedule = Linear(0.0, 50.0, reaches_last=False)
-    fits: ClassVar[frozenset[str]] = frozenset({"softmax", "gumbel"})
+    fits: ClassVar[frozenset[str]] = frozenset({"softmax", "gumbel", "gumbel_soft"})
 
     def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
         """Return lambda * mean over keys of log sum exp(alpha)."""
@@ -85,3 +88,28 @@ class ZeroOne:
         """Return the weighted loss."""
         weights = torch.cat([alpha.sigmoid() for alpha in alphas.values()])
         return -value_at(self.weight, progress) * ((weights - 0.5) ** 2).mean()
+
+
+@dataclass(frozen=True)
+class DirichletDivergence:
+    """weight * sum over keys of KL(Dirichlet(elu(alpha) + 1), Dirichlet(1)): DrNAS.
+
+    Implements the penalty of arXiv 2006.10355 as in the official code (DARTS-space/model_search.py,
+    `_get_kl_reg`), which has it with `--reg_type kl` and then no weight decay of the alphas. By default that code has the
+    weight decay instead (architect.py, `--reg_type l2`), and so has method=drnas.
+
+    Attributes:
+        weight: of the sum.
+    """
+
+    weight: Schedule = 1e-3
+    fits: ClassVar[frozenset[str]] = frozenset({"dirichlet"})
+
+    def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
+        """Return the weighted sum of the divergences."""
+        divergences = []
+        for keys in by_size(alphas):
+            shape = concentration(torch.stack([alphas[key] for key in keys]))
+            drawn, flat = (Dirichlet(c, validate_args=False) for c in (shape, torch.ones_like(shape)))
+            divergences.append(kl_divergence(drawn, flat).sum())
+        return (value_at(self.weight, progress) * torch.stack(divergences).sum()).to(next(iter(alphas.values())))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from src.common.errors import must_be
+from src.methods import gamma
 from src.methods.schedules import Linear, Progress, Schedule, value_at
 from src.spaces.relaxed import by_size, softmax
 
@@ -164,9 +165,7 @@ class GumbelHard:
         Raises:
             ConfigError: the temperature is not above 0 in this epoch.
         """
-        tau = value_at(self.temperature, progress)
-        if not tau > 0:
-            raise must_be("temperature", "above 0 in every epoch", f"{tau:g} in epoch {progress.epoch}")
+        tau = _above_zero(self.temperature, progress)
         result: Tensors = {}
         for keys in by_size(alphas):
             alpha = torch.stack([alphas[key] for key in keys])
@@ -180,6 +179,115 @@ class GumbelHard:
     def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
         """Return softmax(alpha), with which each candidate is drawn."""
         return softmax(alphas)
+
+
+@dataclass(frozen=True)
+class GumbelSoft:
+    """softmax((alpha + g) / tau) with Gumbel noise g: SNAS. All candidates run.
+
+    Implements the concrete distribution of arXiv 1812.09926, with alpha for its log alpha. The official code
+    lowers tau on a line from 1 to 0.03 over the epochs, divided by 150 whatever their number, and is one epoch ahead
+    (SNAS/utils.py: 0.9935 in epoch 0, 0.03 in epoch 149); here the line has 1 in the first epoch of any search and 0.03 in
+    the last. It keeps tau at 1 unless it is run with `--temp_annealing`, as its README does.
+
+    Attributes:
+        temperature: tau.
+    """
+
+    temperature: Schedule = Linear(1.0, 0.03)
+    kind: ClassVar[str] = "gumbel_soft"
+    one_path: ClassVar[bool] = False
+    second_order: ClassVar[bool] = True
+
+    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
+        """Return standard Gumbel noise for every alpha, drawn on the CPU, so that every device sees the same."""
+        return {key: _gumbel(alpha, generator) for key, alpha in alphas.items()}
+
+    def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
+        """Return softmax((alpha + g) / tau).
+
+        Raises:
+            ConfigError: the temperature is not above 0 in this epoch.
+        """
+        tau = _above_zero(self.temperature, progress)
+        return softmax({key: (alpha + noise[key]) / tau for key, alpha in alphas.items()})
+
+    def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
+        """Return softmax(alpha): how often each candidate is the heaviest."""
+        return softmax(alphas)
+
+
+_FROM_ONE = 1e-9  # how far uniform numbers stay from 1: closer, a sum of 1e-16 accuracy cannot tell them apart
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Mixing weights drawn from Dirichlet(elu(alpha) + 1): DrNAS.
+
+    Implements the relaxation of arXiv 2006.10355. A draw is Gamma variables divided by their sum, each a function of its
+    concentration for a fixed uniform number (src/methods/gamma.py), so that all passes of a step see one function of the
+    alphas, with derivatives of any order. The official code calls `torch.distributions.Dirichlet.rsample` in every pass:
+    another draw for each, and another gradient of the same expectation, without a second derivative.
+
+    A candidate `none` takes part like any other: it is drawn a weight, and the architecture never names it. The space of
+    the official code has none (DARTS-space/genotypes.py).
+    """
+
+    kind: ClassVar[str] = "dirichlet"
+    one_path: ClassVar[bool] = False
+    second_order: ClassVar[bool] = True
+
+    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
+        """Return for each key the logarithms of Gamma variables and their levels, (2, candidates), float64.
+
+        Uniform numbers are drawn on the CPU and do not depend on the alphas, so that a draw after a step of the alphas
+        moves along with them.
+        """
+        result: Tensors = {}
+        for keys in by_size(alphas):
+            shape = concentration(torch.stack([alphas[key].detach() for key in keys]).cpu())
+            uniform = torch.rand(shape.shape, dtype=torch.float64, generator=generator)
+            start = gamma.log_quantile(shape, uniform * (1 - _FROM_ONE) + torch.finfo(torch.float64).tiny)
+            level = gamma.log_distribution(shape, start)
+            noise = torch.stack([start, level], dim=1).to(_of_float64(alphas[keys[0]].device))
+            result.update(zip(keys, noise.unbind(), strict=True))
+        return result
+
+    def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
+        """Return the draw, as a function of the alphas."""
+        result: Tensors = {}
+        for keys in by_size(alphas):
+            alpha = torch.stack([alphas[key] for key in keys])
+            start, level = torch.stack([noise[key] for key in keys]).unbind(dim=1)
+            rows = gamma.moved(start, level, concentration(alpha)).softmax(dim=1)
+            result.update(zip(keys, rows.to(alpha).unbind(), strict=True))
+        return result
+
+    def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
+        """Return softmax(alpha), with which the official code derives. (The mean of a draw is elu(alpha) + 1 over its sum.)"""
+        return softmax(alphas)
+
+
+_LOWEST = -130.0  # below it exp(alpha) to the third power, as in second derivatives, would leave float64
+
+
+def concentration(alpha: Tensor) -> Tensor:
+    """Return elu(alpha) + 1 > 0, in float64, without the digits that the sum would lose."""
+    alpha = alpha.to(_of_float64(alpha.device), torch.float64)
+    below = torch.where(alpha > 0, 0.0, alpha)  # so that no exp overflows, whose gradient would be 0 * inf
+    return torch.where(alpha > 0, alpha + 1, below.clamp_min(_LOWEST).exp())
+
+
+def _of_float64(device: torch.device) -> torch.device:
+    """Return a device, or the CPU for one that has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _above_zero(temperature: Schedule, progress: Progress) -> float:
+    tau = value_at(temperature, progress)
+    if not tau > 0:
+        raise must_be("temperature", "above 0 in every epoch", f"{tau:g} in epoch {progress.epoch}")
+    return tau
 
 
 def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:

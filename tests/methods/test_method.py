@@ -50,7 +50,7 @@ from src.training.search import SearchModule
         ({"edge_weights": True, "discretizer": StrongestProduct()}, None),
         (
             {"relaxation": Sigmoid(), "penalty": BetaDecay()},
-            "penalty BetaDecay needs a relaxation of kind gumbel or softmax, got Sigmoid, which is of kind sigmoid",
+            "penalty BetaDecay needs a relaxation of kind gumbel or gumbel_soft or softmax, got Sigmoid, which is of kind sigmoid",
         ),
         (
             {"relaxation": GumbelHard(), "perturbation": RandomSmoothing()},
@@ -73,7 +73,7 @@ from src.training.search import SearchModule
         ),
         (
             {"relaxation": Simplex(), "alpha_optimizer": ExponentiatedGradient(), "penalty": BetaDecay()},
-            "penalty BetaDecay needs a relaxation of kind gumbel or softmax, got Simplex, which is of kind simplex",
+            "penalty BetaDecay needs a relaxation of kind gumbel or gumbel_soft or softmax, got Simplex, which is of kind simplex",
         ),
         (
             {"edge_weights": True},

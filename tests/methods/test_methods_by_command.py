@@ -20,6 +20,8 @@ METHODS = {
     "oles": ["method=oles", "order=2", "method.weight_rule.every=1", "method.weight_rule.patience=0.1"],
     "lambda_darts": ["method=lambda_darts"],
     "gdas": ["method=gdas"],
+    "drnas": ["method=drnas", "order=2"],
+    "snas": ["method=snas"],
     "darts_minus": ["method=darts_minus", "order=2"],
     "fair_darts": ["method=fair_darts", "order=2", "optimizer.alphas.lr=0.1", "method.discretizer.threshold=0.53"],
     "gaea": ["method=gaea", "order=2", "method.alpha_optimizer.lr=2.0"],
@@ -58,7 +60,8 @@ def test_a_search_leaves_the_files_of_a_run(method: str, straight: dict[str, Pat
 
 
 @pytest.mark.parametrize(
-    "method", ["sdarts_rs", "sdarts_adv", "oles", "lambda_darts", "gdas", "gaea", "pc_darts", "darts_minus"]
+    "method",
+    ["sdarts_rs", "sdarts_adv", "oles", "lambda_darts", "gdas", "drnas", "snas", "gaea", "pc_darts", "darts_minus"],
 )
 def test_cut_off_twice_and_resumed(
     method: str, straight: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -165,6 +168,19 @@ def test_cut_off_twice_and_resumed(
         (
             ["method=darts_minus", "method.auxiliary.weight=-1"],
             "method.auxiliary.weight must be 0 or more in every epoch, got -1 in epoch 0",
+        ),
+        (["method=snas", "order=2"], "order must be 1 with one_level, got 2: one loss trains alphas and weights, so "),
+        (
+            ["method=sdarts_rs", "method.one_level=true"],
+            "perturbation must be null with one_level, where alphas and weights share one pass, got RandomSmoothing",
+        ),
+        (
+            ["method=drnas", "method.penalty._target_=src.methods.penalties.BetaDecay"],
+            "penalty BetaDecay needs a relaxation of kind gumbel or gumbel_soft or softmax, got Dirichlet, which is of kind",
+        ),
+        (
+            ["method.penalty._target_=src.methods.penalties.DirichletDivergence"],
+            "penalty DirichletDivergence needs a relaxation of kind dirichlet, got Softmax, which is of kind softmax",
         ),
         (["method=gdsa"], "unknown method option 'gdsa', did you mean 'gdas'?"),
         (["method=gdas", "method.relaxtion=null"], "did you mean 'relaxation'?"),

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.methods.method import Method
-from src.methods.penalties import BetaDecay, ZeroOne
-from src.methods.relaxations import Sigmoid
+from src.methods.penalties import BetaDecay, DirichletDivergence, ZeroOne
+from src.methods.relaxations import Dirichlet, Sigmoid
 from src.methods.schedules import Progress
 
 ALPHAS = torch.tensor([0.0, math.log(2), math.log(3)], dtype=torch.float64)
@@ -48,6 +48,27 @@ def test_the_default_weight_is_the_papers() -> None:
     for epoch, expected in ((1, 0.5), (50, 25.0), (99, 49.5)):
         value = BetaDecay()({"edge": ALPHAS}, Progress(epoch, 100))
         torch.testing.assert_close(float(value), expected * math.log(6))
+
+
+def test_dirichlet_divergence_by_hand() -> None:
+    """KL = lgamma(C) - sum lgamma(c) - lgamma(K) + sum (c - 1) (digamma(c) - digamma(C)), with C the sum of c."""
+    c = torch.tensor([1.0, 1 + math.log(2), 1 + math.log(3)], dtype=torch.float64)
+    total = c.sum()
+    expected = total.lgamma() - c.lgamma().sum() - math.lgamma(3) + ((c - 1) * (c.digamma() - total.digamma())).sum()
+    both = {"one": ALPHAS, "other": ALPHAS, "flat": torch.zeros(2, dtype=torch.float64)}  # Dirichlet(1) itself
+    torch.testing.assert_close(DirichletDivergence(weight=10.0)(both, FIRST), 20 * expected)
+    assert 0.2 < float(expected) < 0.3
+    torch.testing.assert_close(DirichletDivergence()({"one": ALPHAS.float()}, FIRST), 1e-3 * expected.float())
+
+
+def test_dirichlet_divergence_draws_the_alphas_to_0() -> None:
+    method = Method(relaxation=Dirichlet(), penalty=DirichletDivergence(weight=1.0))
+    values = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0], dtype=torch.float64)
+    for value in values.tolist():  # all alphas alike: the divergence is a function of one number
+        gradient = method.penalty_gradient({"alphas.a": torch.full((4,), value, dtype=torch.float64)}, FIRST)[
+            "alphas.a"
+        ]
+        assert torch.equal(gradient.sign(), torch.full((4,), value, dtype=torch.float64).sign())
 
 
 def test_without_a_penalty_there_is_no_gradient() -> None:

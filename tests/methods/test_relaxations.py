@@ -7,13 +7,24 @@ import torch
 from conformance.relaxation import RelaxationConformance
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import gammaincinv
 from spaces.test_choices import Perceptron
 from torch import Tensor, nn
 
 from src.common.errors import ConfigError
+from src.methods import gamma
 from src.methods.alpha_optimizers import ExponentiatedGradient
 from src.methods.method import Method
-from src.methods.relaxations import GumbelHard, Relaxation, Sigmoid, Simplex, Softmax
+from src.methods.relaxations import (
+    Dirichlet,
+    GumbelHard,
+    GumbelSoft,
+    Relaxation,
+    Sigmoid,
+    Simplex,
+    Softmax,
+    concentration,
+)
 from src.methods.schedules import Progress
 from src.spaces.choices import LayerChoice
 from src.spaces.relaxed import RelaxedSpace
@@ -132,6 +143,104 @@ class TestGumbelHard(RelaxationConformance):
     def test_temperatures_are_above_0(self, tau: float) -> None:
         with pytest.raises(ConfigError, match=r"^temperature must be above 0 in every epoch, got \S+ in epoch 0$"):
             GumbelHard(temperature=tau).mixing_weights({"edge": ALPHAS}, NO_NOISE, FIRST)
+
+
+class TestGumbelSoft(RelaxationConformance):
+    def relaxation(self) -> Relaxation:
+        return GumbelSoft()
+
+    def test_by_hand(self) -> None:
+        row = GumbelSoft(temperature=2.0).mixing_weights({"edge": ALPHAS}, NO_NOISE, FIRST)["edge"]
+        torch.testing.assert_close(row, torch.tensor([0.241181, 0.341081, 0.417738]).double(), rtol=0, atol=1e-6)
+        noise = {"edge": torch.tensor([0.5, 0.0, -0.25], dtype=torch.float64)}
+        row = GumbelSoft(temperature=0.5).mixing_weights({"edge": ALPHAS}, noise, FIRST)["edge"]
+        heavy = torch.tensor([math.exp(1.0), 4.0, 9.0 * math.exp(-0.5)], dtype=torch.float64)
+        torch.testing.assert_close(row, heavy / heavy.sum())
+
+    def test_the_default_temperature_goes_from_1_to_003(self) -> None:
+        for epoch, tau in ((0, 1.0), (74, 1 - 0.97 * 74 / 149), (149, 0.03)):
+            row = GumbelSoft().mixing_weights({"edge": ALPHAS}, NO_NOISE, Progress(epoch, 150))["edge"]
+            torch.testing.assert_close(row, (ALPHAS / tau).softmax(0))
+
+    @pytest.mark.parametrize("tau", [0.0, math.nan])
+    def test_temperatures_are_above_0(self, tau: float) -> None:
+        with pytest.raises(ConfigError, match=r"^temperature must be above 0 in every epoch, got \S+ in epoch 0$"):
+            GumbelSoft(temperature=tau).mixing_weights({"edge": ALPHAS}, NO_NOISE, FIRST)
+
+
+class TestDirichlet(RelaxationConformance):
+    CONCENTRATION = torch.tensor([1.0, 1.693147, 2.098612], dtype=torch.float64)
+
+    def relaxation(self) -> Relaxation:
+        return Dirichlet()
+
+    def test_concentration_by_hand(self) -> None:
+        torch.testing.assert_close(concentration(ALPHAS), self.CONCENTRATION, rtol=0, atol=1e-6)
+        values = torch.tensor([-2.0, -50.0, -1e4], dtype=torch.float32)
+        found = concentration(values)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found[:2], values[:2].double().exp())
+        assert float(found[2]) > 0
+
+    def test_many_draws(self) -> None:
+        """Mean and variance are those of the distribution, and so is the gradient of the mean."""
+        count = 10_000
+        alphas = ALPHAS.clone().requires_grad_()
+        many = {f"edge{index}": alphas for index in range(count)}
+        relaxation = Dirichlet()
+        noise = relaxation.draw(many, torch.Generator().manual_seed(0))
+        rows = torch.stack(list(relaxation.mixing_weights(many, noise, FIRST).values()))
+        c = concentration(ALPHAS)
+        mean = c / c.sum()
+        variance = mean * (1 - mean) / (c.sum() + 1)
+        # Five standard deviations of the mean over the draws.
+        torch.testing.assert_close(rows.mean(0), mean, rtol=0, atol=5 * 0.24 / math.sqrt(count))
+        torch.testing.assert_close(rows.var(0), variance, rtol=0.06, atol=0)
+        cost = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+        (gradient,) = torch.autograd.grad((rows @ cost).mean(), alphas)
+        slopes = torch.where(ALPHAS > 0, 1.0, ALPHAS.exp())
+        expected = slopes * (cost - cost @ mean) / c.sum()
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=0.015)
+
+    def test_a_draw_moves_with_the_alphas(self) -> None:
+        """The same numbers are drawn after a step of the alphas, and the draw before it is nearly that after it."""
+        relaxation, step = Dirichlet(), torch.tensor([0.02, -0.01, 0.01], dtype=torch.float64)
+        before, after = {"edge": ALPHAS}, {"edge": ALPHAS + step}
+        noise = relaxation.draw(before, torch.Generator().manual_seed(3))
+        moved = relaxation.mixing_weights(after, noise, FIRST)["edge"]
+        again = relaxation.mixing_weights(after, relaxation.draw(after, torch.Generator().manual_seed(3)), FIRST)[
+            "edge"
+        ]
+        assert float((moved - relaxation.mixing_weights(before, noise, FIRST)["edge"]).abs().max()) > 1e-4
+        torch.testing.assert_close(moved, again, rtol=0, atol=1e-6)
+
+    @given(st.floats(0.05, 40.0), st.floats(1e-6, 1 - 1e-6))
+    def test_derivatives_of_gamma_variables(self, shape: float, uniform: float) -> None:
+        c, u = (torch.tensor([value], dtype=torch.float64) for value in (shape, uniform))
+        start = gamma.log_quantile(c, u)
+        level = gamma.log_distribution(c, start)
+        torch.testing.assert_close(level, u.log(), rtol=1e-8, atol=1e-12)
+        leaf = c.clone().requires_grad_()
+        value = gamma.moved(start, level, leaf)
+        (first,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), leaf)
+        value, first = value.detach(), first.detach()
+        h = 1e-3 * shape
+        around = [math.log(float(gammaincinv(shape + k * h, uniform))) for k in (-2, -1, 0, 1, 2)]
+        slope = (around[0] - 8 * around[1] + 8 * around[3] - around[4]) / (12 * h)
+        curvature = (-around[0] + 16 * around[1] - 30 * around[2] + 16 * around[3] - around[4]) / (12 * h * h)
+        assert math.isclose(float(value), around[2], rel_tol=1e-9, abs_tol=1e-9)
+        assert math.isclose(float(first), slope, rel_tol=1e-6, abs_tol=1e-9)
+        assert math.isclose(float(second), curvature, rel_tol=1e-3, abs_tol=1e-5 / shape**2)
+
+    def test_far_alphas_are_finite(self) -> None:
+        alphas = torch.tensor([-1e4, -130.0, -40.0, 0.0, 60.0, 300.0], requires_grad=True)
+        for seed in range(20):
+            noise = Dirichlet().draw({"edge": alphas}, torch.Generator().manual_seed(seed))
+            row = Dirichlet().mixing_weights({"edge": alphas}, noise, FIRST)["edge"]
+            (first,) = torch.autograd.grad(row[3] + row[5] ** 2, alphas, create_graph=True)
+            (second,) = torch.autograd.grad(first.sum(), alphas)
+            assert bool(torch.stack([row.detach(), first.detach(), second]).isfinite().all())
 
 
 class TestOnePath:

@@ -27,7 +27,13 @@ from methods.plain_darts_minus import (
     PlainDartsMinusGdas,
     PlainDartsMinusPartialChannels,
 )
-from methods.plain_drsnas import PlainOneLevel
+from methods.plain_drsnas import (
+    PlainDirichlet,
+    PlainDirichletDivergencePartialChannels,
+    PlainGumbelSoft,
+    PlainOneLevel,
+    PlainSnas,
+)
 from methods.plain_fair_darts import PlainFairDarts, PlainFairDartsPartialChannels
 from methods.plain_gaea import PlainGaea, PlainGaeaPartialChannelsRandomSmoothing
 from methods.plain_weights import PlainAdversarial, PlainAlignment, PlainFlatMinimum, PlainStopping
@@ -42,9 +48,9 @@ from src.methods.auxiliary import AuxiliarySkip
 from src.methods.discretizers import StrongestProduct, Threshold
 from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels, PartialChoice
-from src.methods.penalties import BetaDecay, ZeroOne
+from src.methods.penalties import BetaDecay, DirichletDivergence, ZeroOne
 from src.methods.perturbations import AdversarialSmoothing, RandomSmoothing
-from src.methods.relaxations import GumbelHard, Sigmoid, Simplex
+from src.methods.relaxations import Dirichlet, GumbelHard, GumbelSoft, Sigmoid, Simplex, concentration
 from src.methods.schedules import Linear
 from src.methods.weight_rules import LayerAlignment, OperationStopping
 from src.spaces.choices import LayerChoice
@@ -101,6 +107,20 @@ METHODS: dict[str, tuple[Method, type[Plain]]] = {
         PlainGaeaPartialChannelsRandomSmoothing,
     ),
     "one_level": (Method(one_level=True, frozen_epochs=1), PlainOneLevel),
+    "snas": (Method(relaxation=GumbelSoft(), one_level=True), PlainSnas),
+    "snas on two levels": (Method(relaxation=GumbelSoft()), PlainGumbelSoft),
+    "drnas": (Method(relaxation=Dirichlet()), PlainDirichlet),
+    "drnas, kl and pc": (
+        Method(
+            relaxation=Dirichlet(),
+            penalty=DirichletDivergence(weight=0.5),
+            mixed_op=PartialChannels(k=2),
+            edge_weights=True,
+            discretizer=StrongestProduct(),
+            frozen_epochs=1,
+        ),
+        PlainDirichletDivergencePartialChannels,
+    ),
     "gdas, pc and beta": (
         Method(
             relaxation=GumbelHard(),
@@ -125,11 +145,14 @@ METHODS: dict[str, tuple[Method, type[Plain]]] = {
     ),
 }
 ALONE = [name for name in METHODS if " " not in name]
-ORDER_1_ONLY = ("gdas", "one_level")
+ORDER_1_ONLY = ("gdas", "one_level", "snas")
 LEGAL = [
     *((name, "first_order") for name in ALONE),
     *((name, "finite_difference") for name in ALONE if name not in ORDER_1_ONLY),
     ("sdarts_rs", "exact"),
+    ("drnas", "exact"),
+    ("drnas, kl and pc", "finite_difference"),
+    ("snas on two levels", "finite_difference"),
     ("pc_darts", "exact"),
     ("gdas and darts_minus", "first_order"),
     ("pc and darts_minus", "finite_difference"),
@@ -388,6 +411,19 @@ def _new_alphas_for_the_weights(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SearchModule, "_step_together", together)
 
 
+def _the_noise_of_the_first_step(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SearchModule, "_generator", lambda self, purpose: torch.Generator().manual_seed(0))
+
+
+def _the_mean_of_the_draws(patch: pytest.MonkeyPatch) -> None:
+    """Without a draw, DrNAS is DARTS with another softmax."""
+
+    def mean(self: Any, alphas: Any, *_: Any) -> Any:
+        return {key: concentration(alpha) / concentration(alpha).sum() for key, alpha in alphas.items()}
+
+    patch.setattr(Dirichlet, "mixing_weights", mean)
+
+
 def _alphas_see_one_half(patch: pytest.MonkeyPatch) -> None:
     original = SearchModule.gradients_together
 
@@ -408,6 +444,8 @@ TRAPS = {
         _auxiliary_in_the_weights_step_only,
     ),
     "one_level": (_new_alphas_for_the_weights, _alphas_see_one_half),
+    "snas": (_the_noise_of_the_first_step,),
+    "drnas": (_the_weights_step_draws_anew, _the_mean_of_the_draws),
     "beta_darts": (_no_penalty_in_the_unrolled_step, _penalty_summed_over_edges),
     "sdarts_rs": (_raw_alphas_perturbed, _perturbed_alphas_written_back, _alphas_step_perturbed),
     "sdarts_adv": (*traps_weights.SDARTS_ADV, _perturbed_alphas_written_back),

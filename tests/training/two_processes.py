@@ -25,7 +25,7 @@ from src.methods.method import Method
 from src.methods.mixed_ops import PartialChannels
 from src.methods.penalties import BetaDecay
 from src.methods.perturbations import AdversarialSmoothing, RandomSmoothing
-from src.methods.relaxations import GumbelHard, Simplex
+from src.methods.relaxations import Dirichlet, GumbelHard, GumbelSoft, Simplex
 from src.methods.weight_rules import LayerAlignment, OperationStopping
 from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
@@ -47,9 +47,10 @@ METHODS = {
     "beta_darts": Method(penalty=BetaDecay(weight=2.0)),
     "sdarts_rs": Method(perturbation=RandomSmoothing(radius=0.2)),
     "sdarts_adv": Method(perturbation=AdversarialSmoothing(radius=0.2, steps=2)),
-    "one_level": Method(one_level=True),
     "oles": Method(weight_rule=OperationStopping(patience=0.0, every=1)),
     "lambda_darts": Method(weight_rule=LayerAlignment(weight=1.0)),
+    "snas": Method(relaxation=GumbelSoft(temperature=0.5), one_level=True),
+    "drnas": Method(relaxation=Dirichlet()),
     "gdas": Method(relaxation=GumbelHard(temperature=2.0)),
     "darts_minus": Method(auxiliary=AuxiliarySkip(weight=0.5)),
     "gaea": Method(

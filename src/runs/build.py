@@ -64,7 +64,9 @@ def check_targets(command: str, config: DictConfig) -> None:
 def build_data(config: DictConfig) -> Any:
     """Return the data module of a composed config, with its train split read and cut."""
     purpose = "retrain" if "genotype" in config else "search"
-    data = build(config.data, "data", seed=config.seed, purpose=purpose)
+    searched = config.get("searched")  # a selection has the halves of its search
+    seed = config.seed if searched is None else searched.seed
+    data = build(config.data, "data", seed=seed, purpose=purpose)
     with within("data"):
         data.setup("fit")
     return data

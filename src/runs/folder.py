@@ -71,6 +71,11 @@ class RunFolder:
         return self.path / "alphas.csv"
 
     @property
+    def decisions(self) -> Path:
+        """What a selection has decided, one row for each option that it left out to see what happens."""
+        return self.path / "decisions.csv"
+
+    @property
     def genotype(self) -> Path:
         """The architecture that a search found, or that a retrain trains."""
         return self.path / "genotype.json"

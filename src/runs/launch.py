@@ -149,7 +149,7 @@ def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConf
 
     try:
         with mistakes():
-            if config.plan and config.resume is not None:
+            if config.get("plan") and config.resume is not None:
                 raise ConfigError("plan=true is for a run that has not begun; leave out resume=...")
             if config.sweep.resume is not None:
                 config.folder = config.sweep.resume

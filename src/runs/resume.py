@@ -89,6 +89,11 @@ def read_settings(folder: Path) -> tuple[DictConfig, list[str]]:
     return config, commands
 
 
+def kind_of(commands: Sequence[str]) -> str:
+    """Return which command started a run: `search`, `select` or `retrain`."""
+    return commands[0].split()[2].removeprefix("src.")
+
+
 def named_run(path: str) -> Path:
     """Return the folder of the run that `resume=path` names: the folder itself, or that of a checkpoint.
 
@@ -106,7 +111,7 @@ def with_saved_settings(command: str, given: DictConfig, overrides: Sequence[str
     """Return the settings with which the run in `folder` is resumed: its own, with what `overrides` may change.
 
     Args:
-        command: `search` or `retrain`, as which it is to be resumed.
+        command: `search`, `select` or `retrain`, as which it is to be resumed.
         given: the settings composed from the command line, of which the overridden ones are taken.
         overrides: the overrides on the command line.
         folder: of the run.
@@ -115,7 +120,7 @@ def with_saved_settings(command: str, given: DictConfig, overrides: Sequence[str
         ConfigError: there is no such run, it belongs to the other command, or an override may not change.
     """
     saved, commands = read_settings(folder)
-    kind = commands[0].split()[2].removeprefix("src.")
+    kind = kind_of(commands)
     if kind != command:
         raise ConfigError(f"{folder} holds a {kind}; resume it with {pastable(kind, [override('resume', folder)])}")
     for text in overrides:

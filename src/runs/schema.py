@@ -91,7 +91,33 @@ class RetrainConfig:
     callbacks: Any = None
 
 
-COMMANDS: dict[str, type] = {"search": SearchConfig, "retrain": RetrainConfig}
+@dataclass
+class SelectConfig:
+    """`python -m src.select`."""
+
+    search: str = MISSING
+    searched: Any = None
+    criterion: str = MISSING
+    tune_epochs: int = MISSING
+    train_alphas: bool = MISSING
+    order: int = MISSING
+    seed: int = MISSING
+    epochs: int = MISSING
+    folder: str = MISSING
+    resume: str | None = None
+    checkpoint_minutes: float | None = MISSING
+    sweep: Sweep = field(default_factory=Sweep)
+    data: Any = MISSING
+    space: Any = MISSING
+    method: Any = MISSING
+    hypergradient: Any = MISSING
+    optimizer: SearchOptimizer = field(default_factory=SearchOptimizer)
+    trainer: Any = MISSING
+    logger: Any = None
+    callbacks: Any = None
+
+
+COMMANDS: dict[str, type] = {"search": SearchConfig, "retrain": RetrainConfig, "select": SelectConfig}
 
 
 def register_schemas() -> None:

@@ -1,4 +1,4 @@
-"""What a retrain takes from the search whose genotype it trains: the space, the data and, if asked, the weights."""
+"""What a retrain or a selection takes from its search: the space, the data and, if asked or needed, the weights."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from src.architectures.architecture import Architecture, load_json
+from src.common import shell
 from src.common.errors import ConfigError, must_be
 from src.data.modules import RetrainData, SearchData
-from src.runs.checkpoints import load
+from src.runs.checkpoints import load, newest
 from src.runs.folder import RunFolder
 from src.runs.following import CONF
-from src.runs.resume import read_settings
+from src.runs.record import status_of
+from src.runs.resume import kind_of, read_settings
 from src.runs.targets import TARGET, locate, plain
 from src.spaces.evaluation import evaluation_of, load_answers
 from src.spaces.relaxed import WEIGHTS
+from src.training.module import TrainingModule
 
 # Of the run's data settings, those that belong to the recipe of the search rather than to the data.
 _RECIPE = (TARGET, "batch_size", "arch_fraction")
+_OF_THE_SEARCH = ("space", "method", "hypergradient", "order", "searched", "epochs")  # settings of a selection
 _LARGEST_CHECKPOINT = 16 << 30
 
 Weights = Mapping[str, Tensor]  # by their names in the space
@@ -86,6 +90,80 @@ def with_searched_settings(config: DictConfig, overrides: Iterable[str]) -> Dict
     if not _chosen("data", keys):
         _set(config, "data", _data(plain(saved.data), plain(config.data)), keys)
     return config
+
+
+def search_to_select_from(argument: str) -> str:
+    """Return an argument of `src.select`, with `resume=FOLDER` of a search as `search=FOLDER`."""
+    key, _, path = argument.partition("=")
+    if key != "resume":
+        return argument
+    try:
+        _, commands = read_settings(RunFolder.of(path).path)
+    except ConfigError:
+        return argument  # which the command will refuse
+    return shell.override("search", path) if kind_of(commands) == "search" else argument
+
+
+def with_settings_to_select(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
+    """Return the settings of a selection, with those of its search; its learning rate is a tenth of the search's.
+
+    What the command line says of the data and the optimisers comes first.
+
+    Args:
+        config: composed. One that resumes a selection is returned as it is.
+        overrides: of the command line.
+
+    Raises:
+        ConfigError: there is no such search, it has not finished, or it trained nothing; or a setting that belongs to the
+            search is to be changed.
+    """
+    if config.resume is not None:
+        return config
+    keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
+    run = RunFolder.of(config.search)
+    saved, commands = read_settings(run.path)
+    if kind_of(commands) != "search":
+        raise must_be("search", "the folder of a search", f"{run}, which holds a {kind_of(commands)}")
+    for key in keys:
+        if key.partition(".")[0] in _OF_THE_SEARCH:
+            raise ConfigError(f"{key} cannot be set: it is that of the search in {run}")
+    if status_of(run.path) != "ok":
+        raise must_be("search", "a search that has finished", f"{run}, which is {status_of(run.path) or 'unfinished'}")
+    if not run.last.exists():
+        raise ConfigError(f"a selection needs the supernet of its search, but there is no {run.last}")
+    config = config.copy()
+    optimizer = OmegaConf.to_container(saved.optimizer, resolve=False)
+    assert isinstance(optimizer, dict)
+    if isinstance(optimizer["weights"], dict) and isinstance(optimizer["weights"].get("lr"), float | int):
+        optimizer["weights"]["lr"] /= 10
+    own = OmegaConf.create({"optimizer": OmegaConf.to_container(config.optimizer, resolve=False)})
+    _set(own, "optimizer", optimizer, keys)
+    for name, node in own.optimizer.items():
+        config.optimizer[name] = node
+    _set(config, "data", plain(saved.data), keys)
+    with open_dict(config):
+        for key in ("space", "method", "hypergradient", "order"):
+            config[key] = plain(saved[key])
+        config.search = str(run.path.absolute())
+        config.searched = {"seed": saved.seed, "epochs": saved.epochs}
+    return config
+
+
+def load_searched(run: RunFolder, module: TrainingModule, data: Mapping[str, Any]) -> None:
+    """Put the state of a finished search into the module of a selection.
+
+    Args:
+        run: the search.
+        module: of the selection.
+        data: what the record of the selection says of its data.
+
+    Raises:
+        ConfigError: the checkpoint is missing or damaged, or it is for other data or another network.
+    """
+    found = newest(run, module, data=data)
+    if found is None:
+        raise ConfigError(f"a selection needs the supernet of its search, but there is no {run.last}")
+    module.load_state_dict(found[1]["state_dict"])
 
 
 def taken_from(config: DictConfig) -> str | None:

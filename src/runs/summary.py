@@ -27,6 +27,7 @@ from src.runs.sweeps import is_job
 from src.spaces.cnn.genotypes import KINDS, Genotype, is_cell_architecture
 from src.training.module import TrainingModule
 from src.training.search import SearchModule
+from src.training.select import SelectModule
 
 _SHOWN_ANSWERS = 12
 _LINE = 78  # characters of a line in a table
@@ -198,6 +199,25 @@ def _returned(record: Record) -> list[tuple[str, str]]:
     if record.architecture_epoch is None or record.architecture_epoch == record.epochs - 1:
         return []
     return [("epoch", f"{record.architecture_epoch}; the guard ended the search after epoch {record.epochs - 1}")]
+
+
+def say_selected(run: Run, module: SelectModule, report: Path) -> None:
+    """Say what a selection has come to, how clear its decisions were, and how to retrain it."""
+    architecture = run.record.architecture
+    assert architecture is not None
+    files = RunFolder(run.folder)
+    say(f"selected in {duration(run.checkpoints.seconds)}:")
+    say(short_form(architecture))
+    say(
+        table(
+            [
+                ("decisions", f"{len(module.selection.decisions)}, with their scores in {files.decisions}"),
+                ("genotype", str(files.genotype)),
+                ("report", str(report)),
+                ("next", retrain_command(run.record.command, run.folder)),
+            ]
+        )
+    )
 
 
 def short_form(architecture: Architecture) -> str:

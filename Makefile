@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo search retrain sweep report dashboard test test-slow test-gpu lint format bench clean
+.PHONY: help setup demo search select retrain sweep report dashboard test test-slow test-gpu lint format bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: $(VENV)/installed ## search and retrain on handwritten digits, in minutes 
 
 search: $(VENV)/installed ## the paper's search on CIFAR-10, second order; ARGS="seed=1 trainer=gpu"
 	$(BIN)/python -m src.search order=2 $(ARGS)
+
+select: $(VENV)/installed ## an architecture by perturbation (DARTS-PT); ARGS="resume=runs/search/RUN"
+	$(BIN)/python -m src.select $(ARGS)
 
 retrain: $(VENV)/installed ## the paper's evaluation; ARGS="genotype=runs/search/RUN/genotype.json trainer=gpu"
 	$(BIN)/python -m src.retrain $(ARGS)

@@ -180,7 +180,7 @@ def _href(run: Path, page_in: Path) -> str:
 
 
 def _retrains(runs: Sequence[SavedRun]) -> Retrains:
-    searches = [run for run in runs if run.kind == "search"]
+    searches = [run for run in runs if run.kind in ("search", "select")]
     return retrains_of(searches, [run for run in runs if run.kind == "retrain"])
 
 
@@ -225,7 +225,7 @@ def _cell(value: object) -> str:
 
 
 def _variant(run: SavedRun) -> str:
-    if run.kind != "search":
+    if run.kind == "retrain":
         return genotype_name(run.config)
     words = [*([run.method] if run.method else []), *([] if run.order is None else [f"order {run.order}"])]
     return " ".join(words) or UNKNOWN

@@ -23,6 +23,7 @@ from src.reports.names import CELL_NAMES, alike, answers_of, colours, drawable, 
 from src.reports.numbers import UNKNOWN, duration, millions
 from src.reports.plots import Palette, Plot, Tick, chart_plot, charts, plot_data, positions, ticks, trace
 from src.reports.rails import Rails, rails_of
+from src.reports.selection import decided_choices, selection_in_words
 from src.reports.settings import Row, name_of, nested_rows, said, settings_in_words
 from src.runs.folder import RunFolder
 from src.runs.following import other_seeds_command, retrain_command
@@ -147,7 +148,9 @@ def render_page(run: SavedRun, *, search: Link | None = None, retrains: Sequence
             answers=[] if cells else [Row(key, _answer(answer)) for key, answer in sorted(run.genotype.items())],
             curves=curves,
             guard=guard,
-            tables=tables,
+            tables=[] if run.kind == "select" else tables,
+            decided=decided_choices(run),
+            by_loss=run.config.get("criterion") == "loss",
             values=_values(run),
             epochs=epochs,
             shown=_shown(run, epochs),
@@ -179,14 +182,14 @@ def shown_path(folder: Path) -> str:
 def next_commands(run: SavedRun) -> list[Command]:
     """Return what to type after a run: what comes next, or how it goes on."""
     folder = shown_path(run.folder)
-    kind = run.kind if run.kind in ("search", "retrain") else None
+    kind = run.kind if run.kind in ("search", "select", "retrain") else None
     if run.status == "ok" and kind == "search" and run.genotype and not run.trains:
         text = other_seeds_command("search", run.command, run.result.get("seed"))
         return [
             Command("Train the architecture from scratch, and test it", retrain_command(run.command, folder)),
             Command("Draw others, for a mean that compares", text),
         ]
-    if run.status == "ok" and kind == "search" and run.genotype:
+    if run.status == "ok" and kind in ("search", "select") and run.genotype:
         return [
             Command("Train what was found from scratch, and test it", retrain_command(run.command, folder)),
             Command(
@@ -243,6 +246,8 @@ def _what(run: SavedRun) -> str:
     on = "" if data_name(run) == UNKNOWN else f" on {data_name(run)}"
     if not run.trains:
         return f"{run.method} search without training{on}"
+    if run.kind == "select":
+        return f"architecture selection by perturbation{on}"
     if run.kind == "search":
         named = {1: "first-order ", 2: "second-order "}.get(run.order, "") if isinstance(run.order, int) else ""
         method = f" with {run.method}" if run.method else ""
@@ -285,6 +290,8 @@ def _findings(run: SavedRun) -> list[Finding]:
             "over several draws is what a search method has to exceed."
         )
         return [Finding(text, "plain")]
+    if run.kind == "select":
+        return [Finding(text, "plain") for text in selection_in_words(run)]
     if run.kind == "search":
         findings = verdict(run)
         if findings and score:

@@ -261,7 +261,7 @@ def _section(kind: str, runs: Sequence[SavedRun], base: Path, palette: Palette, 
             (palette.of(_GROUP_COLOURS[number % len(_GROUP_COLOURS)]), label or "all runs")
             for number, label in enumerate(labels)
         ],
-        frequencies=frequencies if kind == "search" else [],
+        frequencies=frequencies if kind != "retrain" else [],
     )
 
 
@@ -389,7 +389,7 @@ def _frequencies(group: Sequence[SavedRun], label: str, palette: Palette) -> Fre
 
 def _searched(runs: Sequence[SavedRun], retrains: Mapping[Path, Sequence[SavedRun]], base: Path) -> list[Searched]:
     """Return each search whose genotypes were retrained, beside what the retrains came to."""
-    searches = [run for run in runs if run.kind == "search"]
+    searches = [run for run in runs if run.kind in ("search", "select")]
     swept = swept_keys(searches)
     found = []
     for place, run in enumerate(searches):

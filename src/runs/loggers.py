@@ -42,7 +42,7 @@ def identity_of(config: DictConfig, folder: Path, data: str) -> Identity:
         folder: of the run.
         data: the name of the data.
     """
-    kind = "retrain" if "genotype" in config else "search"
+    kind = "retrain" if "genotype" in config else "select" if "searched" in config else "search"
     data = data.partition(":")[0]
     method = OmegaConf.select(config, "method.name")
     parts = [kind, *([f"o{config.order}"] if "order" in config else []), f"s{config.seed}", data]
@@ -105,7 +105,7 @@ def _finish_wandb(logger: WandbLogger, folder: Path, result: dict[str, Any]) -> 
     facts["genotype"] = architecture_text(Architecture(answers)) if answers else None
     run.summary.update({name: value for name, value in {**facts, **result["metrics"]}.items() if value is not None})
     path = RunFolder(folder).genotype
-    if result["kind"] == "search" and result["status"] == "ok" and path.exists():
+    if result["kind"] != "retrain" and result["status"] == "ok" and path.exists():
         origin = {name: result[name] for name in ("order", "method", "seed", "metrics", "command")}
         run.log_artifact(_artifact(f"{ARTIFACT}-{run.id}", path, origin), aliases=["final"])
     where = f"kept here; to upload it: wandb sync {shell_word(str(Path(run.dir).parent))}" if run.offline else run.url

@@ -138,7 +138,7 @@ class OpenedRun:
         Raises:
             ConfigError: the run is a retrain, no epoch has ended, or pandas is not installed.
         """
-        if self.kind != "search":
+        if self.kind == "retrain":
             raise ConfigError(
                 f"{self.folder} is a {self.kind}, which has no alphas; those of its search are in its run"
             )
@@ -257,9 +257,9 @@ class OpenedRun:
 
     def check_usable(self) -> None:
         """Raise a `ConfigError` if the run is a search, whose weights are of no use for predictions."""
-        if self.kind == "search":
+        if self.kind != "retrain":
             raise ConfigError(
-                f"{self.folder} is a search, whose weights were trained for all candidates together; retrain what it found "
+                f"{self.folder} is a {self.kind}, whose weights were trained for all candidates together; retrain what it found "
                 f"(python -m src.retrain genotype={self.folder}) and use that run"
             )
 

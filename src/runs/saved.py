@@ -61,6 +61,8 @@ class SavedRun:
     genotype: dict[str, Answer] = field(default_factory=dict)
     history: dict[int, dict[str, Answer]] = field(default_factory=dict)
     """Epoch -> the architecture derived after it."""
+    decisions: list[dict[str, str]] = field(default_factory=list)
+    """The rows of decisions.csv, of a selection."""
     problems: list[str] = field(default_factory=list)
     """One line for each file that could not be read."""
     typed: list[str] = field(default_factory=list)
@@ -68,10 +70,12 @@ class SavedRun:
 
     @property
     def kind(self) -> str:
-        """What ran: "search" or "retrain"."""
+        """What ran: "search", "select" or "retrain"."""
         kind = self.result.get("kind")
         if isinstance(kind, str):
             return kind
+        if "searched" in self.config:
+            return "select"
         return "search" if self.alphas or self.history or "order" in self.config else "retrain"
 
     @property
@@ -215,6 +219,7 @@ def read_run(folder: Path) -> SavedRun:
     run.result = read(files.result, _object, {})
     run.metrics = read(files.metrics, _metrics, {})
     run.alpha_epochs, run.alphas = read(files.alphas, _alphas, ([], {}))
+    run.decisions = read(files.decisions, _decisions, [])
     run.genotype = read(files.genotype, _architecture, {})
     if not run.genotype and isinstance(run.result.get("genotype"), dict):
         run.genotype = _answers(run.result["genotype"])
@@ -310,6 +315,15 @@ def _metrics(text: str) -> dict[str, list[float]]:
         for name, value in row.items():
             columns.setdefault(name, []).append(_float(value, line))
     return columns
+
+
+def _decisions(text: str) -> list[dict[str, str]]:
+    rows = []
+    for line, row in _rows(text, {"round", "choice", "pass", "without", "score", "answer"}):
+        _int(row["round"], line)
+        _float(row["score"], line)
+        rows.append(row)
+    return rows
 
 
 def _alphas(text: str) -> tuple[list[int], dict[str, dict[str, list[float]]]]:

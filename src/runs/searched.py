@@ -132,8 +132,7 @@ def with_settings_to_select(config: DictConfig, overrides: Iterable[str]) -> Dic
     if not run.last.exists():
         raise ConfigError(f"a selection needs the supernet of its search, but there is no {run.last}")
     config = config.copy()
-    optimizer = OmegaConf.to_container(saved.optimizer, resolve=False)
-    assert isinstance(optimizer, dict)
+    optimizer: Any = OmegaConf.to_container(saved.optimizer, resolve=False)
     if isinstance(optimizer["weights"], dict) and isinstance(optimizer["weights"].get("lr"), float | int):
         optimizer["weights"]["lr"] /= 10
     own = OmegaConf.create({"optimizer": OmegaConf.to_container(config.optimizer, resolve=False)})

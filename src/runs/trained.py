@@ -119,7 +119,7 @@ def trained_network(files: RunFolder, kind: str) -> tuple[TrainedNetwork, Facts]
 
     Args:
         files: of the run.
-        kind: `retrain`, or `search`: then the space with its choices fixed to the genotype, with the search's weights.
+        kind: `retrain`, or `search` or `select`: then the space with its choices fixed to the genotype, with the search's weights.
 
     Raises:
         ConfigError: files are missing or damaged, or do not fit each other.
@@ -140,7 +140,7 @@ def trained_network(files: RunFolder, kind: str) -> tuple[TrainedNetwork, Facts]
     supplied: dict[str, Any] = {"input_shape": facts.input_shape, "num_classes": facts.outputs}
     state = checkpoint["state_dict"]
     with preserved_randomness():
-        if kind == "search":
+        if kind != "retrain":
             weights = {
                 name.removeprefix(_NET + WEIGHTS): value
                 for name, value in state.items()

@@ -122,13 +122,20 @@ class SelectModule(SearchModule):
         Raises:
             ConfigError: there is no validation.
         """
+        accuracy = None if self.criterion == "loss" else self.task.metrics()[self.criterion].to(self.device)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for inputs, targets in self._validation():
             self.seed_pass()
             outputs = self.outputs_with(inputs, rows)
-            value = self.task.loss(outputs, targets) if self.criterion == "loss" else self.task.score(outputs, targets)
-            sums += torch.stack([value.double() * len(targets), value.new_tensor(len(targets)).double()])
-        (total, samples) = processes.total(sums).tolist()
+            if accuracy is not None:  # it counts, so that equal accuracies are equal
+                accuracy.update(outputs, targets)
+            else:
+                sums += torch.stack(
+                    [self.task.loss(outputs, targets).double() * len(targets), sums.new_tensor(len(targets))]
+                )
+        if accuracy is not None:
+            return float(accuracy.compute())
+        total, samples = processes.total(sums).tolist()
         return total / samples
 
     def _validation(self) -> Any:

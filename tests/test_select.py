@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from commands import RETRAIN, SEARCH, assert_same, contents, read_csv, read_json
 from omegaconf import OmegaConf
 from runs.test_resume import stop_after
 
+from src.common.errors import ConfigError
 from src.methods.selection import Selection
 from src.runs.build import build_data
 from src.runs.folder import RunFolder
+from src.runs.opened import load_run
 from src.runs.resume import read_settings
 from src.search import build_module
 
@@ -151,7 +154,9 @@ def test_by_the_loss_without_training_the_alphas(searched: Path, tmp_path: Path)
         (["criterion=acc", "search=SEARCH"], "criterion must be accuracy or loss, got acc"),
         (["tune_epochs=0", "search=SEARCH"], "tune_epochs must be 1 or more, got 0"),
         (["space.channels=8", "search=SEARCH"], "space.channels cannot be set: it is that of the search in"),
+        (["data=digits", "search=SEARCH"], "data cannot be set: it is that of the search in"),
         (["method=gdas", "search=SEARCH"], "method cannot be set: it is that of the search in"),
+        (["resume=SELECTED", "epochs=9"], "epochs cannot be set: a selection tunes for tune_epochs between two rounds"),
         (["search=SELECTED"], "search must be the folder of a search, got"),
         ([], "search is not set, set it with search=..."),
         (["resume=nowhere"], "nowhere holds no run to resume"),
@@ -161,18 +166,40 @@ def test_by_the_loss_without_training_the_alphas(searched: Path, tmp_path: Path)
 def test_what_is_refused(overrides: list[str], message: str, searched: Path, selected: Path, tmp_path: Path) -> None:
     typed = [text.replace("SEARCH", str(searched)).replace("SELECTED", str(selected)) for text in overrides]
     folder = tmp_path / "run"
-    assert message in refused(run("select", *typed, *(["trainer=cpu"]), f"folder={folder}"))
+    assert message in refused(run("select", *typed, "trainer=cpu", f"folder={folder}"))
     assert not folder.exists()
 
 
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        (["method=random"], "a selection needs the supernet of its search, but there is no"),
-        (["method=gdas"], "a selection needs a search with a relaxation of kind dirichlet, sigmoid, simplex, softmax"),
-    ],
-)
-def test_searches_that_it_means_nothing_for(method: list[str], message: str, tmp_path: Path) -> None:
+def test_a_search_without_training_has_no_supernet(tmp_path: Path) -> None:
     folder = tmp_path / "search"
-    assert run("search", *SEARCH, *method, "callbacks=none", f"folder={folder}").code == 0
+    assert run("search", *SEARCH, "method=random", "callbacks=none", f"folder={folder}").code == 0
+    message = "a selection needs the supernet of its search, but there is no"
     assert message in refused(run("select", f"resume={folder}", f"folder={tmp_path / 'run'}"))
+
+
+def test_a_method_that_it_means_nothing_for(searched: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    copytree(searched, folder)
+    path = folder / "config.yaml"
+    of_gdas = run("search", *SEARCH, "method=gdas", "--cfg", "job").out
+    method = OmegaConf.create(of_gdas).method
+    command, settings = path.read_text().splitlines()[0], OmegaConf.load(path)
+    settings.method = method
+    path.write_text(f"{command}\n{OmegaConf.to_yaml(settings)}")
+    message = (
+        "a selection needs a search with a relaxation of kind dirichlet, sigmoid, simplex, softmax, got GumbelHard"
+    )
+    assert message in refused(run("select", f"resume={folder}", f"folder={tmp_path / 'run'}"))
+
+
+def test_the_pages_tell_the_decisions(selected: Path) -> None:
+    page = (selected / "report.html").read_text()
+    assert "Architecture selection by perturbation on digits" in page
+    assert "accuracy without each option" in page
+    assert page.count('class="option kept"') == 10
+    assert page.count('class="option dropped"') == 2
+    opened = load_run(selected)
+    assert opened.kind == "select"
+    opened.network()  # the space with its choices fixed, with the tuned weights
+    with pytest.raises(ConfigError, match="is a selection, whose weights were trained for all candidates together"):
+        opened.predict(torch.zeros(1, 1, 8, 8))

@@ -20,7 +20,7 @@ from src.common.shell import parsed, pastable, quoted
 from src.runs.build import check_targets
 from src.runs.commandline import as_typed
 from src.runs.following import CONF
-from src.runs.schema import COMMANDS, annotation_of, check
+from src.runs.schema import COMMANDS, OF_THE_SEARCH, annotation_of, check
 from src.runs.targets import TARGET, locate, unknown_key
 from src.runs.values import describe, show
 from src.spaces.evaluation import evaluation_of
@@ -120,13 +120,16 @@ def _is_usable(command: str, group: str, option: str) -> bool:
     """
     if option in COMMANDS and option != command:
         return False
+    if command == "select" and group in OF_THE_SEARCH:
+        return False
     if group not in ("space", "optimizer", "experiment", "debug"):
         return group in _groups(command)
     config = _composed(command, [f"{group}={option}"])
     if config is None:
         return False
-    if OmegaConf.is_missing(config, "genotype"):
-        config.genotype = ""  # it is for the user to say
+    for key in ("genotype", "search"):
+        if OmegaConf.is_missing(config, key):
+            config[key] = ""  # it is for the user to say
     try:
         check(command, config)
         check_targets(command, config)
@@ -151,7 +154,8 @@ def usable_options(command: str) -> str:
         lines = []
         for group in _groups(command):
             options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-            lines.append(f"  {group}: {', '.join(option for option in options if _is_usable(command, group, option))}")
+            usable = [option for option in options if _is_usable(command, group, option)]
+            lines += [f"  {group}: {', '.join(usable)}"] if usable else []
         return "\n".join(lines)
     finally:
         Singleton.set_state(state)

@@ -23,6 +23,7 @@ from src.common.errors import ConfigError, shorten
 from src.data.images import MODES, decode, walk
 from src.runs.folder import RunFolder
 from src.runs.predictions import Predictions
+from src.runs.resume import noun_of
 from src.runs.saved import SavedRun, find_runs, is_run, read_run
 from src.runs.trained import Facts, TrainedNetwork, as_raw, trained_network
 
@@ -259,7 +260,7 @@ class OpenedRun:
         """Raise a `ConfigError` if the run is a search, whose weights are of no use for predictions."""
         if self.kind != "retrain":
             raise ConfigError(
-                f"{self.folder} is a {self.kind}, whose weights were trained for all candidates together; retrain what it found "
+                f"{self.folder} is a {noun_of(self.kind)}, whose weights were trained for all candidates together; retrain what it found "
                 f"(python -m src.retrain genotype={self.folder}) and use that run"
             )
 

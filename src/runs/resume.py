@@ -94,6 +94,11 @@ def kind_of(commands: Sequence[str]) -> str:
     return commands[0].split()[2].removeprefix("src.")
 
 
+def noun_of(kind: str) -> str:
+    """Return what messages call a run of a kind."""
+    return {"select": "selection"}.get(kind, kind)
+
+
 def named_run(path: str) -> Path:
     """Return the folder of the run that `resume=path` names: the folder itself, or that of a checkpoint.
 
@@ -122,7 +127,9 @@ def with_saved_settings(command: str, given: DictConfig, overrides: Sequence[str
     saved, commands = read_settings(folder)
     kind = kind_of(commands)
     if kind != command:
-        raise ConfigError(f"{folder} holds a {kind}; resume it with {pastable(kind, [override('resume', folder)])}")
+        raise ConfigError(
+            f"{folder} holds a {noun_of(kind)}; resume it with {pastable(kind, [override('resume', folder)])}"
+        )
     for text in overrides:
         key = _key(text)
         top = key.partition(".")[0]

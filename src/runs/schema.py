@@ -91,6 +91,10 @@ class RetrainConfig:
     callbacks: Any = None
 
 
+# What a selection has from its search.
+OF_THE_SEARCH = ("space", "method", "hypergradient", "order", "searched", "data", "optimizer", "experiment")
+
+
 @dataclass
 class SelectConfig:
     """`python -m src.select`."""

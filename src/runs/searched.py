@@ -22,7 +22,8 @@ from src.runs.checkpoints import load, newest
 from src.runs.folder import RunFolder
 from src.runs.following import CONF
 from src.runs.record import status_of
-from src.runs.resume import kind_of, read_settings
+from src.runs.resume import kind_of, noun_of, read_settings
+from src.runs.schema import OF_THE_SEARCH
 from src.runs.targets import TARGET, locate, plain
 from src.spaces.evaluation import evaluation_of, load_answers
 from src.spaces.relaxed import WEIGHTS
@@ -30,7 +31,6 @@ from src.training.module import TrainingModule
 
 # Of the run's data settings, those that belong to the recipe of the search rather than to the data.
 _RECIPE = (TARGET, "batch_size", "arch_fraction")
-_OF_THE_SEARCH = ("space", "method", "hypergradient", "order", "searched", "epochs")  # settings of a selection
 _LARGEST_CHECKPOINT = 16 << 30
 
 Weights = Mapping[str, Tensor]  # by their names in the space
@@ -117,15 +117,18 @@ def with_settings_to_select(config: DictConfig, overrides: Iterable[str]) -> Dic
         ConfigError: there is no such search, it has not finished, or it trained nothing; or a setting that belongs to the
             search is to be changed.
     """
+    keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
+    if "epochs" in keys:
+        raise ConfigError("epochs cannot be set: a selection tunes for tune_epochs between two rounds")
     if config.resume is not None:
         return config
-    keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
     run = RunFolder.of(config.search)
     saved, commands = read_settings(run.path)
     if kind_of(commands) != "search":
-        raise must_be("search", "the folder of a search", f"{run}, which holds a {kind_of(commands)}")
+        raise must_be("search", "the folder of a search", f"{run}, which holds a {noun_of(kind_of(commands))}")
     for key in keys:
-        if key.partition(".")[0] in _OF_THE_SEARCH:
+        group, dot, _ = key.partition(".")
+        if group in OF_THE_SEARCH and not (dot and group in ("data", "optimizer")):
             raise ConfigError(f"{key} cannot be set: it is that of the search in {run}")
     if status_of(run.path) != "ok":
         raise must_be("search", "a search that has finished", f"{run}, which is {status_of(run.path) or 'unfinished'}")

@@ -33,10 +33,10 @@ NAMES = {
     "read": ("early", "late"),
 }
 ROWS = {
-    "a": torch.tensor([0.2, 0.5, 0.3]),
-    "b": torch.tensor([0.5, 0.2, 0.3]),
+    "a": torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64),
+    "b": torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64),
     "c": torch.tensor([1.0]),
-    "read": torch.tensor([0.6, 0.4]),
+    "read": torch.tensor([0.6, 0.4], dtype=torch.float64),
 }
 # What each unit of mixing weight adds to the accuracy.
 WORTH = {

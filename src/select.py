@@ -100,7 +100,7 @@ def select(config: DictConfig, folder: Path) -> None:
         run = claim(folder, config, record, trainer, module)
     with recorded(run):
         run.fit(module, data)
-        record.metrics = metrics.latest()
+        record.metrics = metrics.after()
         record.architecture = module.derive()
         if run.is_first:
             record.architecture.write(RunFolder(folder).genotype)

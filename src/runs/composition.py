@@ -115,12 +115,10 @@ def _is_option(group: str, option: str) -> bool:
 def _is_usable(command: str, group: str, option: str) -> bool:
     """Return whether a command can use an option.
 
-    An option with the name of a command is for that one. A space is one that the command can search, or train. With an
+    An option with the name of a command is for that one. A selection has some groups from its search. A space is one that the command can search, or train. With an
     optimiser or an experiment, the command's config can be composed, and passes the checks that need no data.
     """
-    if option in COMMANDS and option != command:
-        return False
-    if command == "select" and group in OF_THE_SEARCH:
+    if (option in COMMANDS and option != command) or (command == "select" and group in OF_THE_SEARCH):
         return False
     if group not in ("space", "optimizer", "experiment", "debug"):
         return group in _groups(command)

@@ -127,7 +127,8 @@ def _config(run: OpenedRun, overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("retrain", overrides=arguments)
         drop_inherited(config, arguments)
-        return with_searched_settings(config, arguments)
+        # Data are chosen by an override; Hydra may remember an earlier command of this process.
+        return with_searched_settings(config, arguments, choices={})
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(composition_mistake("retrain", arguments, error)) from error
 

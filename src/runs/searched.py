@@ -55,7 +55,9 @@ def run_of(genotype: str) -> RunFolder | None:
     return None
 
 
-def with_searched_settings(config: DictConfig, overrides: Iterable[str]) -> DictConfig:
+def with_searched_settings(
+    config: DictConfig, overrides: Iterable[str], choices: Mapping[str, Any] | None = None
+) -> DictConfig:
     """Return the settings of a retrain, with the space and the data of the run that its genotype comes from.
 
     What the command line says comes first: `space=...` or `space._target_=...` is another network, `data=...` or
@@ -64,6 +66,8 @@ def with_searched_settings(config: DictConfig, overrides: Iterable[str]) -> Dict
     Args:
         config: composed. One that resumes a run is returned as it is.
         overrides: of the command line.
+        choices: the options that were chosen, by group; None: those of the command that Hydra runs. A config that was
+            composed without Hydra's command has others.
 
     Raises:
         ConfigError: the run's settings cannot be used.
@@ -72,6 +76,7 @@ def with_searched_settings(config: DictConfig, overrides: Iterable[str]) -> Dict
         return config
     if config.init not in (None, "search"):
         raise must_be("init", "null or search", config.init)
+    choices = choices_of_the_command() if choices is None else choices
     keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
     run = run_of(config.genotype)
     config = config.copy()
@@ -83,11 +88,11 @@ def with_searched_settings(config: DictConfig, overrides: Iterable[str]) -> Dict
         _set(config, "space", _as_evaluated(plain(config.space)), ())
         return config
     saved, _ = read_settings(run.path)
-    if _chosen("space", keys):
+    if _chosen("space", keys, choices):
         _set(config, "space", _as_evaluated(plain(config.space)), ())
     else:
         _set(config, "space", _space(plain(saved.space), plain(config.space)), keys)
-    if not _chosen("data", keys):
+    if not _chosen("data", keys, choices):
         _set(config, "data", _data(plain(saved.data), plain(config.data)), keys)
     return config
 
@@ -293,12 +298,16 @@ def _remove(node: DictConfig, name: str) -> None:
         found.pop(last, None)
 
 
-def _chosen(group: str, keys: Iterable[str]) -> bool:
+def _chosen(group: str, keys: Iterable[str], choices: Mapping[str, Any]) -> bool:
     """Return whether the command line, or an experiment, chooses the whole of a group."""
     if any(key in (group, f"{group}.{TARGET}", f"{group}.source.{TARGET}") for key in keys):
         return True
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     return choices.get(group, _default(group)) != _default(group)
+
+
+def choices_of_the_command() -> Mapping[str, Any]:
+    """Return the options that the command which Hydra runs has chosen, by group."""
+    return HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
 
 
 @cache

@@ -156,7 +156,8 @@ def search_by_training(config: DictConfig, folder: Path) -> None:
         )
         guard = guard_of(trainer)
         if guard is not None:
-            guard.check(module, trainer)
+            with within("callbacks.guard"):
+                guard.check(module, trainer)
             record.guard = guard.facts
         run = claim(folder, config, record, trainer, module)
     with recorded(run):

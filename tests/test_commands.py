@@ -116,6 +116,7 @@ class TestSearch:
             "metrics": dict,
             "genotype": dict,
             "architecture_epoch": int,
+            "remark": type(None),
             "params": int,
             "macs": int,
             "seconds": float,
@@ -595,10 +596,14 @@ class TestLoggersAndHelp:
     @pytest.mark.parametrize(
         ("command", "own", "others"),
         [
-            ("search", {"experiment: demo, small", "space: darts", "optimizer: search", "callbacks: none, search"}, []),
+            (
+                "search",
+                {"space: darts, nas_bench_201", "optimizer: search", "callbacks: none, robust, search"},
+                ["genotype"],
+            ),
             (
                 "retrain",
-                {"experiment: darts_v1, darts_v2, demo_retrain, small", "space: darts_network", "optimizer: retrain"},
+                {"experiment: darts_v1, darts_v2, demo_retrain, small", "optimizer: retrain"},
                 ["method", "hypergradient"],
             ),
         ],

@@ -74,6 +74,9 @@ class Method:
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        for slot, choice in vars(self).items():
+            if slot != "name" and isinstance(choice, str):
+                raise must_be(slot, "an object (on the command line, its class as _target_)", choice)
         if not (self.frozen_epochs >= 0 if isinstance(self.frozen_epochs, int) else 0 <= self.frozen_epochs < 1):
             allowed = "a number of epochs (an integer, 0 or more) or a share of them (below 1)"
             raise must_be("frozen_epochs", allowed, self.frozen_epochs)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
+from src.common.errors import must_be
 from src.methods.relaxations import concentration
 from src.methods.schedules import Linear, Progress, Schedule, value_at
 from src.spaces.relaxed import by_size
@@ -44,8 +45,15 @@ class BetaDecay:
     fits: ClassVar[frozenset[str]] = frozenset({"softmax", "gumbel", "gumbel_soft"})
 
     def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
-        """Return lambda * mean over keys of log sum exp(alpha)."""
-        return value_at(self.weight, progress) * torch.stack([alpha.logsumexp(0) for alpha in alphas.values()]).mean()
+        """Return lambda * mean over keys of log sum exp(alpha).
+
+        Raises:
+            ConfigError: lambda is negative in this epoch.
+        """
+        weight = value_at(self.weight, progress)
+        if not weight >= 0:
+            raise must_be("weight", "0 or more in every epoch", f"{weight:g} in epoch {progress.epoch}")
+        return weight * torch.stack([alpha.logsumexp(0) for alpha in alphas.values()]).mean()
 
 
 @dataclass(frozen=True)

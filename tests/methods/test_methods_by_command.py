@@ -182,6 +182,10 @@ def test_cut_off_twice_and_resumed(
             ["method.penalty._target_=src.methods.penalties.DirichletDivergence"],
             "penalty DirichletDivergence needs a relaxation of kind dirichlet, got Softmax, which is of kind softmax",
         ),
+        (
+            ["method.penalty=BetaDecay"],
+            "method.penalty must be an object (on the command line, its class as _target_), got",
+        ),
         (["method=gdsa"], "unknown method option 'gdsa', did you mean 'gdas'?"),
         (["method=gdas", "method.relaxtion=null"], "did you mean 'relaxation'?"),
         (["method=gdas", "method.relaxation.temprature=1"], "did you mean 'temperature'?"),

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from commands import FEW, RETRAIN, ROOT, SEARCH, SHORT, read_json, refused, run
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
@@ -240,6 +242,12 @@ class TestEvaluate:
         assert run("evaluate", str(cells.retrain.folder), "--json").out == done.out
         table = run("evaluate", str(cells.retrain.folder), "data=digits").out
         assert table.startswith("359 samples of the test split of digits\n  accuracy ")
+
+    def test_own_test_split_after_a_command_with_other_data(self, cells: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Hydra remembers the options of the command that ran last in this process, as in a notebook."""
+        hydra = OmegaConf.create({"hydra": {"runtime": {"choices": {"data": "image_folder", "space": "darts"}}}})
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", hydra)
+        assert cells.retrain.evaluate().data == "digits"
 
     def test_other_data_are_normalised_as_in_the_training(self, cells: Runs, digits: Samples) -> None:
         some = digits.select(torch.arange(50))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from src.common.errors import ConfigError, must_be
+from src.common.errors import ConfigError
 from src.methods.decision import SKIPS
-from src.methods.schedules import Linear, Progress, Schedule, value_at
+from src.methods.schedules import Linear, Progress, Schedule, not_negative_at
 from src.spaces.choices import LayerChoice, choices_of
 
 
@@ -44,10 +44,7 @@ class AuxiliarySkip:
         Raises:
             ConfigError: it is negative in this epoch.
         """
-        beta = value_at(self.weight, progress)
-        if not beta >= 0:
-            raise must_be("weight", "0 or more in every epoch", f"{beta:g} in epoch {progress.epoch}")
-        return beta
+        return not_negative_at("weight", self.weight, progress)
 
     def attach(self, space: nn.Module) -> None:
         """Give each choice in `space` that has a skip candidate its auxiliary.

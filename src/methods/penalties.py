@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
-from src.common.errors import must_be
 from src.methods.relaxations import concentration
-from src.methods.schedules import Linear, Progress, Schedule, value_at
+from src.methods.schedules import Linear, Progress, Schedule, not_negative_at, value_at
 from src.spaces.relaxed import by_size
 
 
@@ -50,9 +49,7 @@ class BetaDecay:
         Raises:
             ConfigError: lambda is negative in this epoch.
         """
-        weight = value_at(self.weight, progress)
-        if not weight >= 0:
-            raise must_be("weight", "0 or more in every epoch", f"{weight:g} in epoch {progress.epoch}")
+        weight = not_negative_at("weight", self.weight, progress)
         return weight * torch.stack([alpha.logsumexp(0) for alpha in alphas.values()]).mean()
 
 

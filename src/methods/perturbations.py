@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from src.common.errors import must_be
-from src.methods.schedules import Linear, Progress, Schedule, value_at
-from src.spaces.relaxed import by_size
+from src.methods.schedules import Linear, Progress, Schedule, not_negative_at
+from src.spaces.relaxed import by_row
 
 Tensors = dict[str, Tensor]
 
@@ -64,7 +64,7 @@ class RandomSmoothing:
         Raises:
             ConfigError: the radius is negative in this epoch.
         """
-        return _smoothed(mixing, _radius(self.radius, progress), generator)
+        return _smoothed(mixing, not_negative_at("radius", self.radius, progress), generator)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class AdversarialSmoothing:
         Raises:
             ConfigError: the radius is negative in this epoch.
         """
-        radius = _radius(self.radius, progress)
+        radius = not_negative_at("radius", self.radius, progress)
         before = {key: row.detach() for key, row in mixing.items()}
         found = _smoothed(before, radius, generator)
         for _ in range(self.steps):
@@ -120,14 +120,6 @@ class AdversarialSmoothing:
         return {key: torch.where(rises, row, before[key]) for key, row in found.items()}
 
 
-def _radius(radius: Schedule, progress: Progress) -> float:
-    """Return the radius in an epoch."""
-    value = value_at(radius, progress)
-    if not value >= 0:
-        raise must_be("radius", "0 or more in every epoch", f"{value:g} in epoch {progress.epoch}")
-    return value
-
-
 def _smoothed(mixing: Mapping[str, Tensor], radius: float, generator: torch.Generator) -> Tensors:
     """Return mixing weights with uniform noise, drawn on the CPU, so that every device sees the same."""
     return project(
@@ -141,11 +133,11 @@ def _smoothed(mixing: Mapping[str, Tensor], radius: float, generator: torch.Gene
 
 def project(rows: Mapping[str, Tensor]) -> Tensors:
     """Return mixing weights of sum 1: clipped to [0, 1] and divided by their sum, or one-hot where all are clipped to 0."""
-    result: Tensors = {}
-    for keys in by_size(rows):
-        row = torch.stack([rows[key] for key in keys])
+
+    def onto_simplex(row: Tensor) -> Tensor:
         clipped = row.clamp(0, 1)
         total = clipped.sum(dim=1, keepdim=True)
         one_hot = torch.zeros_like(row).scatter_(1, row.argmax(dim=1, keepdim=True), 1.0)
-        result.update(zip(keys, torch.where(total > 0, clipped / total, one_hot).unbind(), strict=True))
-    return result
+        return torch.where(total > 0, clipped / total, one_hot)
+
+    return by_row(onto_simplex, rows)

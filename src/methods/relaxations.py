@@ -5,6 +5,7 @@ Alphas and mixing weights are {key: (candidates,)}. All relaxations work on each
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -12,10 +13,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from src.common.errors import must_be
 from src.methods import gamma
-from src.methods.schedules import Linear, Progress, Schedule, value_at
-from src.spaces.relaxed import by_size, softmax
+from src.methods.schedules import Linear, Progress, Schedule, positive_at
+from src.spaces.relaxed import by_row, by_size, softmax
 
 Tensors = dict[str, Tensor]
 
@@ -52,11 +52,9 @@ class Relaxation(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Softmax:
-    """softmax(alpha). Implements equation 2 of arXiv 1806.09055."""
+class _WithoutNoise(ABC):
+    """Mixing weights in training are those without noise: a differentiable function of the alphas."""
 
-    kind: ClassVar[str] = "softmax"
     one_path: ClassVar[bool] = False
     second_order: ClassVar[bool] = True
 
@@ -65,8 +63,31 @@ class Softmax:
         return {}
 
     def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
-        """Return softmax(alpha)."""
+        """Return the mixing weights without noise."""
+        return self.expected(alphas)
+
+    @abstractmethod
+    def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
+        """Return the mixing weights without noise."""
+
+
+class _GumbelNoise:
+    """Alphas are logits, to which Gumbel noise is added in training."""
+
+    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
+        """Return standard Gumbel noise for every alpha, drawn on the CPU, so that every device sees the same."""
+        return {key: _gumbel(alpha, generator) for key, alpha in alphas.items()}
+
+    def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
+        """Return softmax(alpha): how often each candidate is drawn, or the heaviest."""
         return softmax(alphas)
+
+
+@dataclass(frozen=True)
+class Softmax(_WithoutNoise):
+    """softmax(alpha). Implements equation 2 of arXiv 1806.09055."""
+
+    kind: ClassVar[str] = "softmax"
 
     def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
         """Return softmax(alpha)."""
@@ -74,39 +95,25 @@ class Softmax:
 
 
 @dataclass(frozen=True)
-class Sigmoid:
+class Sigmoid(_WithoutNoise):
     """sigmoid(alpha): candidates do not compete for a sum of 1. FairDARTS.
 
     Implements section 4.1 of arXiv 1911.12126. Alphas start at 0, so that each candidate starts with the weight 0.5.
     """
 
     kind: ClassVar[str] = "sigmoid"
-    one_path: ClassVar[bool] = False
-    second_order: ClassVar[bool] = True
 
     def initial(self, size: int) -> Tensor:
         """Return zeros."""
         return torch.zeros(size)
 
-    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
-        """Return no noise."""
-        return {}
-
-    def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
-        """Return sigmoid(alpha)."""
-        return self.expected(alphas)
-
     def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
         """Return sigmoid(alpha)."""
-        result: Tensors = {}
-        for keys in by_size(alphas):
-            rows = torch.stack([alphas[key] for key in keys]).sigmoid()
-            result.update(zip(keys, rows.unbind(), strict=True))
-        return result
+        return by_row(torch.sigmoid, alphas)
 
 
 @dataclass(frozen=True)
-class Simplex:
+class Simplex(_WithoutNoise):
     """The alphas are the mixing weights: GAEA (arXiv 2004.07802).
 
     They start at 1 / candidates and stay on the simplex by `ExponentiatedGradient`. The gradient is that by the mixing
@@ -114,20 +121,10 @@ class Simplex:
     """
 
     kind: ClassVar[str] = "simplex"
-    one_path: ClassVar[bool] = False
-    second_order: ClassVar[bool] = True
 
     def initial(self, size: int) -> Tensor:
         """Return equal weights."""
         return torch.full((size,), 1 / size)
-
-    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
-        """Return no noise."""
-        return {}
-
-    def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
-        """Return the alphas."""
-        return self.expected(alphas)
 
     def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
         """Return the alphas."""
@@ -135,7 +132,7 @@ class Simplex:
 
 
 @dataclass(frozen=True)
-class GumbelHard:
+class GumbelHard(_GumbelNoise):
     """One candidate of each choice, drawn by the Gumbel-max trick, with the gradient of the relaxed draw: GDAS.
 
     With Gumbel noise g and p = softmax((log softmax(alpha) + g) / tau), the mixing weights are the one-hot vector of the
@@ -155,17 +152,13 @@ class GumbelHard:
     one_path: ClassVar[bool] = True
     second_order: ClassVar[bool] = False
 
-    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
-        """Return standard Gumbel noise for every alpha, drawn on the CPU, so that every device sees the same."""
-        return {key: _gumbel(alpha, generator) for key, alpha in alphas.items()}
-
     def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
         """Return one-hot weights with the gradient of p.
 
         Raises:
             ConfigError: the temperature is not above 0 in this epoch.
         """
-        tau = _above_zero(self.temperature, progress)
+        tau = positive_at("temperature", self.temperature, progress)
         result: Tensors = {}
         for keys in by_size(alphas):
             alpha = torch.stack([alphas[key] for key in keys])
@@ -176,13 +169,9 @@ class GumbelHard:
             result.update(zip(keys, (one_hot + (p - p.detach())).unbind(), strict=True))
         return result
 
-    def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
-        """Return softmax(alpha), with which each candidate is drawn."""
-        return softmax(alphas)
-
 
 @dataclass(frozen=True)
-class GumbelSoft:
+class GumbelSoft(_GumbelNoise):
     """softmax((alpha + g) / tau) with Gumbel noise g: SNAS. All candidates run.
 
     Implements the concrete distribution of arXiv 1812.09926, with alpha for its log alpha. The official code
@@ -199,22 +188,14 @@ class GumbelSoft:
     one_path: ClassVar[bool] = False
     second_order: ClassVar[bool] = True
 
-    def draw(self, alphas: Mapping[str, Tensor], generator: torch.Generator) -> Tensors:
-        """Return standard Gumbel noise for every alpha, drawn on the CPU, so that every device sees the same."""
-        return {key: _gumbel(alpha, generator) for key, alpha in alphas.items()}
-
     def mixing_weights(self, alphas: Mapping[str, Tensor], noise: Mapping[str, Tensor], progress: Progress) -> Tensors:
         """Return softmax((alpha + g) / tau).
 
         Raises:
             ConfigError: the temperature is not above 0 in this epoch.
         """
-        tau = _above_zero(self.temperature, progress)
+        tau = positive_at("temperature", self.temperature, progress)
         return softmax({key: (alpha + noise[key]) / tau for key, alpha in alphas.items()})
-
-    def expected(self, alphas: Mapping[str, Tensor]) -> Tensors:
-        """Return softmax(alpha): how often each candidate is the heaviest."""
-        return softmax(alphas)
 
 
 _FROM_ONE = 1e-9  # how far uniform numbers stay from 1: closer, a sum of 1e-16 accuracy cannot tell them apart
@@ -281,13 +262,6 @@ def concentration(alpha: Tensor) -> Tensor:
 def _of_float64(device: torch.device) -> torch.device:
     """Return a device, or the CPU for one that has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
-
-
-def _above_zero(temperature: Schedule, progress: Progress) -> float:
-    tau = value_at(temperature, progress)
-    if not tau > 0:
-        raise must_be("temperature", "above 0 in every epoch", f"{tau:g} in epoch {progress.epoch}")
-    return tau
 
 
 def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from src.common.errors import must_be
+
 
 class Progress(NamedTuple):
     """The position in a search: the epoch, counted from 0, and the number of epochs."""
@@ -23,6 +25,30 @@ Schedule = Callable[[Progress], float] | float
 def value_at(schedule: Schedule, progress: Progress) -> float:
     """Return the value of a schedule in an epoch."""
     return schedule(progress) if callable(schedule) else schedule
+
+
+def not_negative_at(argument: str, schedule: Schedule, progress: Progress) -> float:
+    """Return the value of a schedule, the argument of that name, in an epoch.
+
+    Raises:
+        ConfigError: it is below 0.
+    """
+    value = value_at(schedule, progress)
+    if not value >= 0:
+        raise must_be(argument, "0 or more in every epoch", f"{value:g} in epoch {progress.epoch}")
+    return value
+
+
+def positive_at(argument: str, schedule: Schedule, progress: Progress) -> float:
+    """Return the value of a schedule, the argument of that name, in an epoch.
+
+    Raises:
+        ConfigError: it is not above 0.
+    """
+    value = value_at(schedule, progress)
+    if not value > 0:
+        raise must_be(argument, "above 0 in every epoch", f"{value:g} in epoch {progress.epoch}")
+    return value
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from src.bilevel.precision import full_precision
 from src.common.errors import ConfigError, must_be
-from src.methods.schedules import Linear, Progress, Schedule, value_at
+from src.methods.schedules import Linear, Progress, Schedule, not_negative_at, value_at
 from src.spaces.choices import LayerChoice, choices_of
 from src.spaces.relaxed import WEIGHTS, RelaxedSpace
 
@@ -265,9 +265,7 @@ class LayerAlignment:
 
     def check(self, progress: Progress) -> None:
         """Raise a `ConfigError` if lambda is negative in an epoch."""
-        weight = value_at(self.weight, progress)
-        if not weight >= 0:
-            raise must_be("weight", "0 or more in every epoch", f"{weight:g} in epoch {progress.epoch}")
+        not_negative_at("weight", self.weight, progress)
 
 
 class _Alignment(Rule):

@@ -130,13 +130,18 @@ def by_size(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
     yield from groups.values()
 
 
-def softmax(alphas: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return softmax(alpha) of each key, shape (candidates,)."""
+def by_row(function: Callable[[Tensor], Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a function of each vector; it takes all those of one size as the rows of a matrix, (keys, candidates)."""
     result: dict[str, Tensor] = {}
-    for keys in by_size(alphas):
-        rows = torch.stack([alphas[key] for key in keys]).softmax(dim=1).unbind()
+    for keys in by_size(tensors):
+        rows = function(torch.stack([tensors[key] for key in keys])).unbind()
         result.update(zip(keys, rows, strict=True))
     return result
+
+
+def softmax(alphas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return softmax(alpha) of each key, shape (candidates,)."""
+    return by_row(lambda rows: rows.softmax(dim=1), alphas)
 
 
 def _normal(scale: float, size: int) -> Tensor:

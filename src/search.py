@@ -5,7 +5,7 @@
     python -m src.search -m order=1,2 seed=0,1,2,3         a sweep: eight runs
     python -m src.search method=random                     an architecture by chance, the baseline: nothing is trained
     python -m src.search order=2 plan=true                 what it will take, measured on a few steps
-    python -m src.search resume=runs/search/RUN            go on with a run that was stopped
+    python -m src.search resume=runs/search/RUN            resume a run that was stopped
 
 The run's folder ends up with the architecture of every epoch (checkpoints/epoch_{N}.json), the final one
 (genotype.json), curves (metrics.csv, alphas.csv), a report (report.html) and a record (result.json).
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from omegaconf import DictConfig
@@ -68,14 +69,9 @@ def build_module(config: DictConfig, data: DataModule) -> SearchModule:
     method.check_hypergradient(hypergradient)
     module = SearchModule(
         build_space(config, data, differentiated_twice=hypergradient.differentiates_twice),
-        task=data.task,
         method=method,
         hypergradient=hypergradient,
-        weight_optimizer=build(config.optimizer.weights, "optimizer.weights"),
-        alpha_optimizer=build(config.optimizer.alphas, "optimizer.alphas"),
-        weight_scheduler=build_schedule(config.optimizer.schedule),
-        gradient_clip=config.optimizer.gradient_clip,
-        seed=config.seed,
+        **settings_of_steps(config, data),
         graphs=config.get("graphs", False),  # older runs have saved no such setting
     )
     try:
@@ -83,6 +79,32 @@ def build_module(config: DictConfig, data: DataModule) -> SearchModule:
     except ConfigError as error:
         raise error.within("method") from None
     return module
+
+
+def settings_of_steps(config: DictConfig, data: DataModule) -> dict[str, Any]:
+    """Return what a search and a selection give their modules alike: task, optimisers, schedule, clipping, seed."""
+    return {
+        "task": data.task,
+        "weight_optimizer": build(config.optimizer.weights, "optimizer.weights"),
+        "alpha_optimizer": build(config.optimizer.alphas, "optimizer.alphas"),
+        "weight_scheduler": build_schedule(config.optimizer.schedule),
+        "gradient_clip": config.optimizer.gradient_clip,
+        "seed": config.seed,
+    }
+
+
+def record_of_training(kind: str, config: DictConfig, module: SearchModule, data: DataModule) -> Record:
+    """Return the record that a search or a selection begins with."""
+    return Record(
+        kind=kind,
+        command=command_of_job(kind),
+        seed=config.seed,
+        order=config.order,
+        method=module.method.name,
+        data=record_of(data),
+        params=count_params(module.net.space),
+        macs=count_macs(module.net, data.input_shape, input_dtype(data)),
+    )
 
 
 def lookups(space: nn.Module) -> list[Lookup]:
@@ -127,16 +149,7 @@ def search_by_training(config: DictConfig, folder: Path) -> None:
         data = build_data(config)
         module = build_module(config, data)
         check_optimizers(module)
-        record = Record(
-            kind="search",
-            command=command_of_job("search"),
-            seed=config.seed,
-            order=config.order,
-            method=module.method.name,
-            data=record_of(data),
-            params=count_params(module.net.space),
-            macs=count_macs(module.net, data.input_shape, input_dtype(data)),
-        )
+        record = record_of_training("search", config, module, data)
         if config.get("plan"):
             say_plan(config, record, module, data)
             return

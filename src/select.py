@@ -24,24 +24,14 @@ from src.callbacks.selection import SelectionFiles
 from src.data.modules import DataModule
 from src.methods.schedules import Progress
 from src.report import report_sweep, write_report
-from src.runs.build import (
-    build_data,
-    build_schedule,
-    build_trainer,
-    check_optimizers,
-    count_macs,
-    count_params,
-    input_dtype,
-    record_of,
-)
+from src.runs.build import build_data, build_trainer, check_optimizers
 from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder
-from src.runs.launch import command_of_job, launch, mistakes
-from src.runs.record import Record
+from src.runs.launch import launch, mistakes
 from src.runs.searched import load_searched, search_to_select_from, with_settings_to_select
 from src.runs.summary import Opening, say_selected
 from src.runs.targets import build
-from src.search import build_space
+from src.search import build_space, record_of_training, settings_of_steps
 from src.training.search import check_precision
 from src.training.select import SelectModule, tuning_epochs
 
@@ -54,18 +44,13 @@ def build_module(config: DictConfig, data: DataModule) -> SelectModule:
     config.epochs = tuning_epochs(space, config.tune_epochs)
     return SelectModule(
         space,
-        task=data.task,
         method=build(config.method, "method"),
         criterion=config.criterion,
         tune_epochs=config.tune_epochs,
         train_alphas=config.train_alphas,
         progress=Progress(config.searched.epochs - 1, config.searched.epochs),
         hypergradient=hypergradient,
-        weight_optimizer=build(config.optimizer.weights, "optimizer.weights"),
-        alpha_optimizer=build(config.optimizer.alphas, "optimizer.alphas"),
-        weight_scheduler=build_schedule(config.optimizer.schedule),
-        gradient_clip=config.optimizer.gradient_clip,
-        seed=config.seed,
+        **settings_of_steps(config, data),
     )
 
 
@@ -76,16 +61,7 @@ def select(config: DictConfig, folder: Path) -> None:
         data = build_data(config)
         module = build_module(config, data)
         check_optimizers(module)
-        record = Record(
-            kind="select",
-            command=command_of_job("select"),
-            seed=config.seed,
-            order=config.order,
-            method=module.method.name,
-            data=record_of(data),
-            params=count_params(module.net.space),
-            macs=count_macs(module.net, data.input_shape, input_dtype(data)),
-        )
+        record = record_of_training("select", config, module, data)
         metrics = EpochMetrics(folder)
         trainer = build_trainer(
             config,

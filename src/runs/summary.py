@@ -160,38 +160,35 @@ def say_found(run: Run, module: SearchModule, report: Path) -> None:
     """Say what a search found, how clear the decision was, and how to retrain it."""
     architecture = run.record.architecture
     assert architecture is not None
-    say(f"found in {duration(run.checkpoints.seconds)}:")
-    say(short_form(architecture))
-    say(
-        table(
-            [
-                *_returned(run.record),
-                ("decision", verdict(module, architecture)),
-                *([] if run.record.remark is None else [("edges", wrapped(run.record.remark))]),
-                ("genotype", str(RunFolder(run.folder).genotype)),
-                ("report", str(report)),
-                ("next", retrain_command(run.record.command, run.folder)),
-            ]
-        )
+    _say_result(
+        f"found in {duration(run.checkpoints.seconds)}",
+        run,
+        report,
+        *_returned(run.record),
+        ("decision", verdict(module, architecture)),
+        *([] if run.record.remark is None else [("edges", wrapped(run.record.remark))]),
     )
 
 
 def say_drawn(run: Run, report: Path) -> None:
     """Say which architecture a search without training has taken, and how to retrain it."""
+    _say_result(f"{headline(run.record)}; nothing was trained", run, report)
+
+
+def say_selected(run: Run, module: SelectModule, report: Path) -> None:
+    """Say what a selection has come to, how clear its decisions were, and how to retrain it."""
+    decisions = f"{len(module.selection.decisions)}, with their scores in {RunFolder(run.folder).decisions}"
+    _say_result(f"selected in {duration(run.checkpoints.seconds)}", run, report, ("decisions", decisions))
+
+
+def _say_result(what: str, run: Run, report: Path, *rows: tuple[str, str]) -> None:
+    """Say what a run has come to: its architecture, rows of its own, where the files are, and how to retrain it."""
     architecture = run.record.architecture
     assert architecture is not None
-    files = RunFolder(run.folder)
-    say(f"{headline(run.record)}; nothing was trained:")
+    say(f"{what}:")
     say(short_form(architecture))
-    say(
-        table(
-            [
-                ("genotype", str(files.genotype)),
-                ("report", str(report)),
-                ("next", retrain_command(run.record.command, run.folder)),
-            ]
-        )
-    )
+    files = [("genotype", str(RunFolder(run.folder).genotype)), ("report", str(report))]
+    say(table([*rows, *files, ("next", retrain_command(run.record.command, run.folder))]))
 
 
 def _returned(record: Record) -> list[tuple[str, str]]:
@@ -199,25 +196,6 @@ def _returned(record: Record) -> list[tuple[str, str]]:
     if record.architecture_epoch is None or record.architecture_epoch == record.epochs - 1:
         return []
     return [("epoch", f"{record.architecture_epoch}; the guard ended the search after epoch {record.epochs - 1}")]
-
-
-def say_selected(run: Run, module: SelectModule, report: Path) -> None:
-    """Say what a selection has come to, how clear its decisions were, and how to retrain it."""
-    architecture = run.record.architecture
-    assert architecture is not None
-    files = RunFolder(run.folder)
-    say(f"selected in {duration(run.checkpoints.seconds)}:")
-    say(short_form(architecture))
-    say(
-        table(
-            [
-                ("decisions", f"{len(module.selection.decisions)}, with their scores in {files.decisions}"),
-                ("genotype", str(files.genotype)),
-                ("report", str(report)),
-                ("next", retrain_command(run.record.command, run.folder)),
-            ]
-        )
-    )
 
 
 def short_form(architecture: Architecture) -> str:

@@ -144,7 +144,7 @@ class TestSearch:
     def test_config_is_resolved_and_complete(self, searched: Finished) -> None:
         text = (searched.folder / "config.yaml").read_text()
         config = OmegaConf.create(text)
-        # What follows the number of epochs stays so, for a run that goes on with more of them.
+        # What follows the number of epochs stays so, for a run that is resumed with more of them.
         assert "${" not in text.replace("${epochs}", "")
         assert not OmegaConf.missing_keys(config)
         assert (config.order, config.seed, config.epochs, config.folder) == (2, 3, 1, str(searched.folder))

@@ -30,7 +30,7 @@ def autocast(device: str, precision: str) -> torch.autocast:
 class PublishedSearch:
     """The paper's search step, on the plain supernet.
 
-    Each forward pass has an autocast of its own, in which bf16 computes: one for the whole step would go on with the
+    Each forward pass has an autocast of its own, in which bf16 computes: one for the whole step would keep the
     weights that it cast first, when they have moved since.
     """
 

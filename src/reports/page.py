@@ -180,7 +180,7 @@ def shown_path(folder: Path) -> str:
 
 
 def next_commands(run: SavedRun) -> list[Command]:
-    """Return what to type after a run: what comes next, or how it goes on."""
+    """Return what to type after a run: what comes next, or how it is resumed."""
     folder = shown_path(run.folder)
     kind = run.kind if run.kind in ("search", "select", "retrain") else None
     if run.status == "ok" and kind == "search" and run.genotype and not run.trains:

@@ -99,7 +99,7 @@ class OpenedRun:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The record of the run, as result.json has it; empty while the run goes on."""
+        """The record of the run, as result.json has it; empty while the run has not ended."""
         return self._saved.result
 
     @property

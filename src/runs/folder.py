@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def log(self) -> Path:
+        """What a run printed that another command started."""
+        return self.path / "log.txt"
+
+    @property
     def metrics(self) -> Path:
         """One row per epoch."""
         return self.path / "metrics.csv"

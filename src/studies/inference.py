@@ -198,8 +198,8 @@ def rank_sum_test(first: ArrayLike, second: ArrayLike) -> Test:
     """Return Mann and Whitney's test of two independent samples, (n,) and (m,), with ties as they are.
 
     It is the permutation test of the sum of midranks. All divisions of the n + m values into two groups are counted, one
-    rank at a time, so that it is exact with ties as well; where that would take more than seconds (some 100 against 1,000
-    values), it is `scipy.stats.mannwhitneyu` with the normal distribution.
+    rank at a time, so that it is exact with ties as well. Of large samples, such as 25 against 200, it is
+    `scipy.stats.mannwhitneyu` with the normal distribution.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     n, m = len(first), len(second)
@@ -219,6 +219,23 @@ def rank_sum_test(first: ArrayLike, second: ArrayLike) -> Test:
     for rank in ranks:
         ways[1:, rank:] += ways[:-1, : size - rank].copy()
     return _tails(ways[n], int(ranks[:n].sum()))
+
+
+def mean_difference(first: ArrayLike, second: ArrayLike) -> tuple[float, Interval]:
+    """Return the mean of the first sample less that of the second, and its 95 % interval by Welch's t.
+
+    The interval is nan where a sample has fewer than two values.
+    """
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    difference = float(first.mean() - second.mean())
+    if min(len(first), len(second)) < 2:
+        return difference, Interval(math.nan, math.nan)
+    errors = [float(sample.var(ddof=1)) / len(sample) for sample in (first, second)]
+    if sum(errors) == 0:
+        return difference, Interval(difference, difference)
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(s) - 1) for e, s in zip(errors, (first, second), strict=True))
+    half = float(stats.t.isf(LEVEL / 2, freedom)) * math.sqrt(sum(errors))
+    return difference, Interval(difference - half, difference + half)
 
 
 def superiority(first: ArrayLike, second: ArrayLike) -> tuple[float, Interval]:

@@ -71,6 +71,7 @@ def analyse(
              "interval": [low, high] | null,                              # of the mean, of a sample
              "expected_best": {"1": ..., "2", "5", "10", "20", "100"},    # of so many; a sample has fewer
              "values": [...] | null,                                      # of a sample
+             "distribution": [...],                                       # 101 quantiles, from the worst to the best
              "training_seconds": float | null},
            "arms": {ARM: {
              "n": 10, "missing": 0,      # seeds with a score, and without
@@ -93,6 +94,7 @@ def analyse(
          "searches": {ARM: {             # what does not depend on an evaluation; `random` is among them if it was run
            "seeds": [...], "seconds": SUMMARY,
            "agreement": {"value", "expected", "distinct": 7, "most_common": 3} | null,   # between seeds
+           "answers": {CHOICE: {ANSWER: 3, ...}, ...},                   # how many seeds gave each
            "skips": SUMMARY, "parameter_free": SUMMARY,                  # shares of the answers of the architecture
            "skips_expected": 0.2 | null, "parameter_free_expected": 0.6 | null,          # of random answers
            "ranking": {"ranking_tau": SUMMARY, "ranking_tau_top": SUMMARY},               # those that were measured
@@ -232,6 +234,7 @@ class _Evaluation:
             "interval": None if exact else inference.mean_interval(self.sign * known),
             "expected_best": best,
             "values": None if exact else self.sign * known,
+            "distribution": self.sign * np.quantile(known, np.linspace(0, 1, 101)),
             "training_seconds": self.training_seconds,
         }
 
@@ -392,6 +395,7 @@ def _search(
         "seeds": [outcome.seed for outcome in outcomes],
         "seconds": summary([outcome.seconds for outcome in outcomes]),
         "agreement": agreement,
+        "answers": _answers(choices),
         "skips": summary([_share(chosen, is_skip) for chosen in choices]),
         "parameter_free": summary([_share(chosen, is_parameter_free) for chosen in choices]),
         "skips_expected": _expected_share(table, is_skip),
@@ -411,6 +415,16 @@ def is_skip(answer: str) -> bool:
 def is_parameter_free(answer: str) -> bool:
     """Return whether a candidate has no weights, by its name: a skip connection, nothing, or a pooling."""
     return answer in SKIPS or answer in _NOTHING or "pool" in answer
+
+
+def _answers(choices: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return how many architectures have each answer to each choice; a choice that keeps several inputs counts each."""
+    found: dict[str, Counter[str]] = {}
+    for chosen in choices:
+        for key, answer in chosen.items():
+            kept = [answer] if isinstance(answer, str) else answer or ()
+            found.setdefault(key, Counter()).update(kept)
+    return {key: dict(counts) for key, counts in found.items()}
 
 
 def _share(choices: Mapping[str, Any], of: Callable[[str], bool]) -> float:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from src.callbacks.guard import guard_of
 from src.callbacks.lookup import Lookup, metrics_of
+from src.callbacks.ranking import rankings_of
 from src.callbacks.record import EpochAlphas, EpochArchitectures, EpochMetrics
 from src.common.errors import ConfigError
 from src.common.seeding import preserved_randomness
@@ -42,6 +43,7 @@ from src.runs.build import (
     count_params,
     input_dtype,
     record_of,
+    watching_a_search,
 )
 from src.runs.claim import claim, recorded
 from src.runs.folder import RunFolder
@@ -172,6 +174,9 @@ def search_by_training(config: DictConfig, folder: Path) -> None:
             with within("callbacks.guard"):
                 guard.check(module, trainer)
             record.guard = guard.facts
+        for ranking in rankings_of(trainer):
+            with within("callbacks.ranking"):
+                ranking.check(module, trainer)
         run = claim(folder, config, record, trainer, module)
     with recorded(run):
         run.fit(module, data)
@@ -207,6 +212,8 @@ def search_without_training(config: DictConfig, folder: Path) -> None:
             return
         module = Untrained()
         trainer = build_trainer(config, folder, module, data=data.record()["name"])
+        for what in watching_a_search(trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
+            print(f"callbacks: {what} has nothing to watch, the method {method.name} trains nothing", file=sys.stderr)
         run = claim(folder, config, record, trainer, module)
     with recorded(run):
         run.skip_training()

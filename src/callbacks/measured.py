@@ -62,7 +62,7 @@ class Measurements:
             alphas = {name: alpha.detach() for name, alpha in module.alphas().items()}
             mixing = module.method.evaluated(alphas, module.progress)
             chosen = one_hot(module.derive().choices, module.net.candidates(), mixing)
-            with self.beside("gap", module, None), _batch_statistics(module):
+            with self.beside("gap", module, None), batch_statistics(module):
                 both = [module.task.score(module.outputs_with(inputs, row), targets) for row in (mixing, chosen)]
             return torch.stack([*both, both[0].new_ones(())]) * len(targets)
 
@@ -196,7 +196,7 @@ def one_hot(choices: Mapping[str, Answer], candidates: Mapping[str, tuple[str, .
 
 
 @contextmanager
-def _batch_statistics(module: SearchModule) -> Iterator[None]:
+def batch_statistics(module: SearchModule) -> Iterator[None]:
     """Let every BatchNorm normalise by its batch."""
     norms = [(part, part.training) for part in module.net.modules() if isinstance(part, _BatchNorm)]
     for part, _ in norms:

@@ -17,7 +17,7 @@ from src.runs.folder import RunFolder
 from src.training.search import SearchModule
 
 
-class _EpochTable(L.Callback):
+class EpochTable(L.Callback):
     """A CSV file that is rewritten whole after each epoch. Checkpoints hold its rows too, so that a resume continues it."""
 
     columns: ClassVar[tuple[str, ...]]
@@ -48,7 +48,7 @@ class _EpochTable(L.Callback):
         self.rows = list(state_dict["rows"])
 
 
-class EpochMetrics(_EpochTable):
+class EpochMetrics(EpochTable):
     """Writes `metrics.csv`, one row per epoch. It holds no times, so two runs with one seed write the same file."""
 
     columns = ("epoch",)
@@ -75,7 +75,7 @@ class EpochMetrics(_EpochTable):
         return {name: value for name, value in row.items() if name not in ("epoch", "lr")}
 
 
-class EpochAlphas(_EpochTable):
+class EpochAlphas(EpochTable):
     """Writes `alphas.csv` (the mixing weights after each epoch) and logs how decided they are.
 
     `alpha_entropy` is the mean over keys of the entropy of the mixing weights, as shares of their sum, in nats:

@@ -21,6 +21,7 @@ from src.architectures.architecture import Architecture
 from src.callbacks.checkpoint import Checkpoints
 from src.callbacks.guard import Guard
 from src.callbacks.loggers import OfRun
+from src.callbacks.ranking import Ranking
 from src.callbacks.scalars import Scalars
 from src.common.batch_norm import synchronise
 from src.common.errors import ConfigError, must_be, unknown
@@ -38,6 +39,7 @@ from src.spaces.evaluation import fixed_network, training_settings_of
 from src.training.parallel import Averaging
 from src.training.retrain import RetrainModule
 from src.training.search import SchedulerFactory
+from src.training.select import SelectModule
 
 
 def check_targets(command: str, config: DictConfig) -> None:
@@ -286,8 +288,9 @@ def _check_fits(
     guards = sum(isinstance(callback, Guard) for callback in chosen)
     if guards > 1:
         raise must_be("the number of guards among the callbacks", "1 or 0; one guard can watch several signals", guards)
-    if guards and not searches:
-        raise ConfigError("callbacks: a guard watches a search, and this is none")
+    watching = watching_a_search(chosen)
+    if watching and (not searches or isinstance(module, SelectModule)):
+        raise ConfigError(f"callbacks: {watching[0]} watches a search, and this is none")
     for callback in chosen:
         kind = type(callback).__name__
         keys = ", ".join(f"callbacks.{name}" for name, node in nodes.items() if kind in str(node))
@@ -297,6 +300,12 @@ def _check_fits(
             )
         if isinstance(callback, callbacks.LearningRateMonitor) and not loggers:
             raise ConfigError(f"{keys}: {kind} needs a logger, such as logger=tensorboard")
+
+
+def watching_a_search(chosen: Sequence[L.Callback]) -> list[str]:
+    """Return in words which of some callbacks can only watch a search that trains."""
+    kinds = {Guard: "a guard", Ranking: "a ranking"}
+    return [words for kind, words in kinds.items() if any(isinstance(callback, kind) for callback in chosen)]
 
 
 def check_optimizers(module: L.LightningModule) -> None:

@@ -81,6 +81,11 @@ class RunFolder:
         return self.path / "decisions.csv"
 
     @property
+    def ranking(self) -> Path:
+        """What the supernet of a search scored architectures, beside what a table has for them."""
+        return self.path / "ranking.csv"
+
+    @property
     def genotype(self) -> Path:
         """The architecture that a search found, or that a retrain trains."""
         return self.path / "genotype.json"

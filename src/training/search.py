@@ -191,8 +191,10 @@ class SearchModule(TrainingModule):
                     places.setdefault(names[id(parameter)], []).append((module._parameters, key))
         return places | {name: [(module._buffers, key)] for name, module, key in self._buffers_by_name}
 
-    def _call_with(self, state: Tensors, inputs: Tensor, mixing: Tensors) -> Tensor:
+    def _call_with(self, state: Tensors, inputs: Tensor, mixing: Tensors, *, one_path: bool | None = None) -> Tensor:
         """Return the network's outputs with some weights and buffers replaced, for some mixing weights.
+
+        `one_path` says whether they are one-hot, so that one candidate of each choice runs; None is as the method has it.
 
         `torch.func.functional_call` does the same, but looks up each of thousands of names in each pass.
         """
@@ -202,7 +204,8 @@ class SearchModule(TrainingModule):
                 for owner, key in self._places[name]:
                     replaced.append((owner, key, owner[key]))
                     owner[key] = tensor
-            return self.net(in_layout(inputs), mixing=mixing, one_path=self.method.relaxation.one_path)
+            one_path = self.method.relaxation.one_path if one_path is None else one_path
+            return self.net(in_layout(inputs), mixing=mixing, one_path=one_path)
         finally:
             for owner, key, tensor in replaced:
                 owner[key] = tensor
@@ -524,9 +527,16 @@ class SearchModule(TrainingModule):
 
         return loss
 
-    def outputs_with(self, inputs: Tensor, mixing: Tensors) -> Tensor:
-        """Return the network's outputs for some mixing weights; no running statistics move."""
-        return self._call_with(self._scratch(), inputs, mixing)
+    def outputs_with(self, inputs: Tensor, mixing: Tensors, *, one_path: bool | None = None) -> Tensor:
+        """Return the network's outputs for some mixing weights; no running statistics move.
+
+        Args:
+            inputs: of the network.
+            mixing: the weights of the candidates.
+            one_path: whether `mixing` is one-hot, so that of each choice only the chosen candidate runs; None: as the
+                method has it.
+        """
+        return self._call_with(self._scratch(), inputs, mixing, one_path=one_path)
 
     def _scratch(self) -> Tensors:
         """Return copies of all buffers. BatchNorm writes its running statistics there: only the weights' step may count."""

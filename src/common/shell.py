@@ -63,8 +63,8 @@ def shell_word(text: str) -> str:
 def with_quotes(arguments: Sequence[str], *, sweep: bool) -> list[str]:
     """Return a command line with quotes around the values that Hydra's grammar refuses, such as paths with é or =.
 
-    A leading `~/` becomes the home folder, as in a shell's own assignments. What is not of the form key=value, and what
-    begins like a list, a mapping or quoted text, stays as it is.
+    A leading `~/` becomes the home folder, as in a shell's own assignments. Of a list, the items are quoted, as in
+    `search=[space.cells=3]`. What is not of the form key=value, and what begins like a mapping or quoted text, stays as it is.
 
     Args:
         arguments: the words of a command line.
@@ -75,13 +75,19 @@ def with_quotes(arguments: Sequence[str], *, sweep: bool) -> list[str]:
 
 def _with_quotes(argument: str, *, sweep: bool) -> str:
     match = _ASSIGNMENT.fullmatch(argument)
-    if match is None or parsed(argument) is not None or match["value"].startswith(("[", "{", "'", '"')):
+    if match is None or parsed(argument) is not None or match["value"].startswith(("{", "'", '"')):
         return argument
     key, value = match["key"], match["value"]
+    if value.startswith("["):
+        items = ",".join(_quoted_item(item.strip()) for item in _split(value[1:-1]))
+        listed = f"{key}=[{items}]"
+        return listed if value.endswith("]") and parsed(listed) is not None else argument
     values = _split(value) if sweep else [value]
-    return f"{key}=" + ",".join(
-        text if parsed(f"{key}={text}") is not None else quoted(_at_home(text)) for text in values
-    )
+    return f"{key}=" + ",".join(_quoted_item(text) for text in values)
+
+
+def _quoted_item(text: str) -> str:
+    return text if parsed(f"key={text}") is not None else quoted(_at_home(text))
 
 
 def _split(text: str) -> list[str]:

@@ -18,7 +18,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from src.common.errors import ConfigError, unknown
 from src.common.shell import parsed, pastable, quoted
 from src.runs.build import check_targets
-from src.runs.commandline import as_typed
+from src.runs.commandline import as_typed, drop_inherited, ready
 from src.runs.following import CONF
 from src.runs.schema import COMMANDS, OF_THE_SEARCH, annotation_of, check
 from src.runs.targets import TARGET, locate, unknown_key
@@ -163,6 +163,26 @@ def usable_options(command: str) -> str:
 OmegaConf.register_new_resolver("options", usable_options, replace=True)
 
 
+def composed(command: str, overrides: Sequence[str]) -> DictConfig:
+    """Return the config that a command composes from overrides as they are typed; one that Hydra runs goes on undisturbed.
+
+    Raises:
+        ConfigError: it cannot be composed.
+    """
+    state = Singleton.get_state()
+    try:
+        GlobalHydra.instance().clear()
+        arguments = ready(overrides)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose(command, overrides=arguments)
+        drop_inherited(config, arguments)
+        return config
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(composition_mistake(command, overrides, error)) from error
+    finally:
+        Singleton.set_state(state)
+
+
 def _composed(command: str, overrides: list[str]) -> DictConfig | None:
     GlobalHydra.instance().clear()
     try:
@@ -190,7 +210,7 @@ def _nearest_key(failure: _Failure, key: str) -> str | None:
         return _nearest_key(failure, parent) if parent else None
     names = [str(name) for name in node]
     if not parent:
-        names += ["experiment", "debug"]
+        names += [group for group in ("experiment", "debug") if group in _groups(failure.command)]
     return None if last in names else unknown_key(last, parent, names)
 
 

@@ -7,12 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from lightning.fabric.utilities import move_data_to_device
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from src.common.errors import ConfigError, shorten
@@ -25,8 +21,7 @@ from src.data.samples import Samples
 from src.data.sources import as_source
 from src.data.tasks import Classification, Task
 from src.runs.build import record_of
-from src.runs.commandline import drop_inherited, ready
-from src.runs.composition import CONF, composition_mistake
+from src.runs.commandline import ready
 from src.runs.folder import RunFolder
 from src.runs.schema import register_schemas
 from src.runs.searched import with_searched_settings
@@ -120,17 +115,10 @@ def _config(run: OpenedRun, overrides: Sequence[str]) -> DictConfig:
         key, equals, _ = text.lstrip("+~").partition("=")
         if not equals or key.partition(".")[0] != _ONLY:
             raise ConfigError(f"only {_ONLY} can be set, as in data=digits or data.source.root=PATH, got {text!r}")
-    arguments = ready([override("genotype", run.folder), *overrides])
+    given = [override("genotype", run.folder), *overrides]
     register_schemas()
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("retrain", overrides=arguments)
-        drop_inherited(config, arguments)
-        # Data are chosen by an override; Hydra may remember an earlier command of this process.
-        return with_searched_settings(config, arguments, choices={})
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(composition_mistake("retrain", arguments, error)) from error
+    # Data are chosen by an override; Hydra may remember an earlier command of this process.
+    return with_searched_settings(composed("retrain", given), ready(given), choices={})
 
 
 def _check_used(overrides: Sequence[str]) -> None:

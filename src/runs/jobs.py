@@ -7,7 +7,6 @@ import math
 import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -25,6 +24,7 @@ from src.common.errors import ConfigError, must_be
 from src.common.shell import override, pastable
 from src.runs import workers
 from src.runs.folder import RunFolder
+from src.runs.following import overrides_of
 from src.runs.record import status_of
 from src.runs.resume import present_command, read_settings
 
@@ -65,8 +65,12 @@ class Job:
         if not RunFolder(self.folder).config.exists():
             return
         _, commands = read_settings(self.folder)
-        expected = pastable(self.command, self.overrides)
-        if present_command(commands) != present_command([expected]):
+        # The folder may have been moved, and the search of a genotype with it.
+        own, expected = (
+            [text for text in overrides_of(present_command(line)) if not text.startswith("genotype=")]
+            for line in (commands, [pastable(self.command, self.overrides)])
+        )
+        if own != expected:
             raise ConfigError(
                 f"{self.folder} holds another run ({commands[0]}); choose another folder (folder=...) or the settings that "
                 "it was started with"
@@ -128,37 +132,54 @@ def side_by_side(jobs: int | None, threads: int | None) -> Side:
     return Side(count, threads or max(1, cores // count), gpus)
 
 
-def run_jobs(jobs: Iterable[Job], side: Side) -> Iterator[Ended]:
-    """Run jobs side by side; yield how each ended, as they end. What they print goes into `log.txt` of their folders.
+class JobPool:
+    """Processes that run jobs side by side, to be used in a `with` block. They start with their first jobs.
 
-    A job that fails costs no other one. After Ctrl-C or SIGTERM (to be handled by `workers.stopped_together`) running jobs
-    stop with a checkpoint, and no other begins.
+    After Ctrl-C or SIGTERM (to be handled by `workers.stopped_together`) running jobs stop with a checkpoint, and no other
+    begins.
+
+    Args:
+        side: how many processes, and what each of them has.
     """
-    slots: SimpleQueue[_Slot] = SimpleQueue()
-    every = [_Slot(number, side) for number in range(side.jobs)]
-    for slot in every:
-        slots.put(slot)
 
-    def run(job: Job) -> Ended:
-        slot = slots.get()
-        try:
-            return slot.run(job)
-        finally:
-            slots.put(slot)
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self._slots = [_Slot(number, side) for number in range(side.jobs)]
 
-    with ThreadPoolExecutor(side.jobs) as threads:
-        try:
+    def __enter__(self) -> JobPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for slot in self._slots:
+            slot.close()
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Ended]:
+        """Run jobs; yield how each ended, as they end. What they print goes into `log.txt` of their folders.
+
+        A job that fails costs no other one.
+        """
+        free: SimpleQueue[_Slot] = SimpleQueue()
+        for slot in self._slots:
+            free.put(slot)
+
+        def run(job: Job) -> Ended:
+            slot = free.get()
+            try:
+                return slot.run(job)
+            finally:
+                free.put(slot)
+
+        with ThreadPoolExecutor(self.side.jobs) as threads:
             waiting = {threads.submit(run, job) for job in jobs}
-            while waiting:
-                # A wait without end would keep the main thread from handling signals on some platforms.
-                ended, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    yield future.result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            for slot in every:
-                slot.close()
+            try:
+                while waiting:
+                    # A wait without end would keep the main thread from handling signals on some platforms.
+                    ended, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        yield future.result()
+            finally:
+                for future in waiting:
+                    future.cancel()
 
 
 class _Slot:
@@ -245,12 +266,11 @@ class Progress:
 
     Args:
         jobs: that are to be run.
-        side: how.
         names: what a job is called.
     """
 
-    def __init__(self, jobs: Sequence[Job], side: Side, names: Callable[[Job], str]) -> None:
-        self.count, self.side, self.names = len(jobs), side, names
+    def __init__(self, jobs: Sequence[Job], names: Callable[[Job], str]) -> None:
+        self.count, self.names = len(jobs), names
         self.width = max((len(names(job)) for job in jobs), default=0)
         self.ended = 0
         self.began = time.monotonic()

@@ -36,7 +36,7 @@ from src.runs.folder import RunFolder
 from src.runs.loggers import own_loggers
 from src.runs.record import record_refusal, status_of
 from src.runs.resume import first_difference, read_settings, with_saved_settings
-from src.runs.schema import check, register_schemas
+from src.runs.schema import check, check_keys, register_schemas
 from src.runs.sweeps import is_job
 from src.runs.targets import look_here, own_traceback
 
@@ -77,10 +77,6 @@ def launch(
     Returns:
         The exit code: 0, 1 if a run failed, 2 if the user has made a mistake.
     """
-    # Hydra would print errors itself, in several lines and with exit code 1; with this it raises them.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    register_schemas()
-
     codes = [0]
     launched_by, threads = os.getpid(), torch.get_num_threads()
 
@@ -95,16 +91,60 @@ def launch(
         if code != 0:  # the command does not see the memory of a launcher's process
             raise _JobEnded(code)
 
+    mistake = 0
+    try:
+        with workers.stopped_together() if is_sweep(sys.argv) else nullcontext():
+            mistake = _composed(command, task)
+    except _JobEnded as ended:  # Hydra lets the other jobs run before it raises what the first of them raised
+        codes.append(ended.code)
+    finally:
+        swept = sweeps.folder()
+        if after_sweep is not None and swept is not None and is_first_process():
+            after_sweep(swept)
+    if swept is not None and workers.stopped_by():
+        again = shell_word(override("sweep.resume", swept))
+        print(f"the sweep was stopped; to continue: the same command with {again}", file=sys.stderr)
+        return 128 + workers.stopped_by()
+    return max(mistake, *codes)
+
+
+def launch_jobs(command: str, start: Callable[[DictConfig], int]) -> int:
+    """Run `start(config)` for what the command line asks for: a command that starts runs as jobs, and is none itself.
+
+    `command` names the primary config in conf/. Ctrl-C and SIGTERM stop the jobs after their steps, with checkpoints.
+
+    Returns:
+        The exit code: what `start` returns, 2 if the user has made a mistake, or 128 plus the number of a signal.
+    """
+    codes = [0]
+
+    def task(config: DictConfig) -> None:
+        look_here()
+        try:
+            with mistakes():
+                check_keys(command, config)
+            codes.append(start(config))
+        except UserError as error:
+            codes.append(refuse(error))
+
+    if is_sweep(sys.argv):
+        return refuse(f"src.{command} starts all of its jobs itself, without --multirun")
+    with workers.stopped_together():
+        codes.append(_composed(command, task))
+    return 128 + workers.stopped_by() if workers.stopped_by() else max(codes)
+
+
+def _composed(command: str, task: Callable[[DictConfig], None]) -> int:
+    """Let Hydra call `task` with the config of the command line, once or for each job; return the code of a mistake, or 0."""
+    # Hydra would print errors itself, in several lines and with exit code 1; with this it raises them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register_schemas()
     typed = sys.argv
     try:
         sys.argv = [typed[0], *ready(typed[1:])]
         sweeps.begin()
         placing.begin(makes=is_first_process() and not only_shows(typed[1:]))
-        main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)
-        with workers.stopped_together() if is_sweep(typed) else nullcontext():
-            main()
-    except _JobEnded as ended:  # Hydra lets the other jobs run before it raises what the first of them raised
-        codes.append(ended.code)
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)()
     except ConfigError as error:
         return refuse(error)
     except (HydraException, OmegaConfBaseException) as error:
@@ -115,14 +155,7 @@ def launch(
         return refuse(f"cannot make the folder {error.filename}: {error.strerror} (folder=...)")
     finally:
         sys.argv = typed
-        swept = sweeps.folder()
-        if after_sweep is not None and swept is not None and is_first_process():
-            after_sweep(swept)
-    if swept is not None and workers.stopped_by():
-        again = shell_word(override("sweep.resume", swept))
-        print(f"the sweep was stopped; to continue: the same command with {again}", file=sys.stderr)
-        return 128 + workers.stopped_by()
-    return max(codes)
+    return 0
 
 
 def _run(command: str, job: Callable[[DictConfig, Path], None], config: DictConfig, prepare: Prepare | None) -> int:

@@ -121,18 +121,44 @@ class SelectConfig:
     callbacks: Any = None
 
 
+@dataclass
+class StudyConfig:
+    """`python -m src.study`."""
+
+    name: str = MISSING
+    space: str = MISSING
+    data: str = MISSING
+    methods: list[str] = MISSING
+    orders: list[int] = MISSING
+    hypergradients: list[str] = MISSING
+    variants: dict[str, list[str]] = MISSING
+    seeds: int = MISSING
+    search: list[str] = MISSING
+    table: bool = MISSING
+    retrain: dict[str, list[str]] = MISSING
+    repeats: int = MISSING
+    random: int = MISSING
+    budget: int = MISSING
+    folder: str = MISSING
+    jobs: int | None = None
+    threads: int | None = None
+    plan: bool = False
+
+
 COMMANDS: dict[str, type] = {"search": SearchConfig, "retrain": RetrainConfig, "select": SelectConfig}
+OF_JOBS: dict[str, type] = {"study": StudyConfig}  # commands that start runs, and are none
+_SCHEMAS = {**COMMANDS, **OF_JOBS}
 
 
 def register_schemas() -> None:
     """Make the schemas known to Hydra under the names that the defaults lists in conf/ use."""
-    for command, schema in COMMANDS.items():
+    for command, schema in _SCHEMAS.items():
         ConfigStore.instance().store(name=f"{command}_schema", node=schema)
 
 
 def annotation_of(command: str, key: str) -> Any:
     """Return the type of a key of a command's config, or None if it is not one of the schema's."""
-    kind: Any = COMMANDS[command]
+    kind: Any = _SCHEMAS[command]
     for name in key.split("."):
         kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
     return kind
@@ -145,7 +171,7 @@ def check(command: str, config: DictConfig) -> None:
         ConfigError: a key that the command does not know, a value that no run can use, or settings that do not go
             together.
     """
-    _check_keys(config, COMMANDS[command], "")
+    check_keys(command, config)
     for name in config.optimizer:
         if OmegaConf.is_missing(config.optimizer, name):
             raise ConfigError(f"optimizer.{name} is not set: the optimizer option is for another command")
@@ -160,6 +186,11 @@ def check(command: str, config: DictConfig) -> None:
             f"trainer.max_epochs is {config.trainer.max_epochs} but epochs is {config.epochs}, and schedules end with "
             f"epochs; set epochs={config.trainer.max_epochs} instead"
         )
+
+
+def check_keys(command: str, config: DictConfig) -> None:
+    """Raise a `ConfigError` for a key that a command does not know."""
+    _check_keys(config, _SCHEMAS[command], "")
 
 
 def _check_keys(node: DictConfig, schema: type, within: str) -> None:

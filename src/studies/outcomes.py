@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from src.architectures.architecture import Architecture
+from src.benchmarks.table import Table
+from src.runs.jobs import Job
+from src.runs.saved import SavedRun, read_run
 
 TABLE = "table"  # the evaluation that looks an architecture up
 RANDOM = "random"  # the arm of architectures that are drawn by chance
@@ -50,3 +55,53 @@ class Outcome:
     metrics: Mapping[str, float]
     seconds: float
     evaluation_seconds: Mapping[str, float]
+
+
+def outcome_of(
+    arm: str,
+    seed: int,
+    folder: str,
+    search: Job,
+    trainings: Mapping[str, Sequence[Job]],
+    table: Table | None,
+) -> Outcome | None:
+    """Return what a search that has finished came to; None where it, or a training of what it found, has no score.
+
+    Args:
+        arm: its name.
+        seed: of the search.
+        folder: of the search, relative to the study's.
+        search: the job.
+        trainings: setting -> the trainings of what it found.
+        table: to look it up in, or None.
+    """
+    run = read_run(search.folder)
+    if run.status != "ok" or not run.genotype:
+        return None
+    architecture = Architecture(run.genotype)
+    scores: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    if table is not None:
+        scores[TABLE] = table.standing(architecture).accuracy
+    for setting, jobs in trainings.items():
+        trained = [read_run(job.folder) for job in jobs]
+        tested = [one.score.value for one in trained if one.status == "ok" and one.score and one.score.split == "test"]
+        if len(tested) < len(jobs):
+            return None
+        scores[setting] = statistics.fmean(tested)
+        seconds[setting] = statistics.fmean(one.number("seconds") or 0.0 for one in trained)
+    measured = run.result.get("metrics")
+    metrics = {
+        str(name): float(value)
+        for name, value in (measured.items() if isinstance(measured, dict) else ())
+        if isinstance(value, int | float)
+    }
+    return Outcome(arm, seed, folder, architecture, scores, _rows(run), metrics, run.number("seconds") or 0.0, seconds)
+
+
+def _rows(run: SavedRun) -> list[dict[str, float]]:
+    """Return the rows of a run's metrics.csv, without the values that were not measured."""
+    return [
+        {name: value for name, value in zip(run.metrics, row, strict=True) if not math.isnan(value)}
+        for row in zip(*run.metrics.values(), strict=True)
+    ]

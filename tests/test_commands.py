@@ -614,6 +614,6 @@ class TestLoggersAndHelp:
         assert done.out.startswith(f"python -m src.{command}: ")
         groups = {line.strip() for line in done.out.splitlines() if re.match("  [a-z]+: ", line)}
         assert own <= groups
-        assert "data: cifar10, digits, fashion_mnist, image_folder, own" in groups
+        assert "data: cifar10, digits, fashion_mnist, image_folder, mnist_1d, own" in groups
         assert not [line for line in groups if line.partition(":")[0] in others]
         assert "\nepochs: " in done.out

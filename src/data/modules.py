@@ -97,7 +97,7 @@ class SamplesData(L.LightningDataModule):
         self.seed = seed
         self.augmentation: Augmentation | None = None
         self._training: dict[str, Samples | Part] = {}  # by the name of its batches
-        self._validation: Samples | None = None
+        self._validation: Samples | Part | None = None
         self._input_type = ""  # before it is normalised
 
     @property
@@ -111,9 +111,10 @@ class SamplesData(L.LightningDataModule):
             return
         with _source_errors():
             train = self.source.train()
-            self._validation = self.source.validation()
-            if self._validation is not None:
-                _check_like(self._validation, train, "validation")
+            validation = self.source.validation()
+            if validation is not None:
+                _check_like(validation, train, "validation")
+        self._validation = validation
         self.task, self.input_shape = train.task, train.shape
         self._input_type = str(train.inputs.dtype).removeprefix("torch.")
         self.augmentation = self._augmentation(train)
@@ -265,11 +266,11 @@ class SearchData(SamplesData):
 
 
 class RetrainData(SamplesData):
-    """The whole train split, and the test split; a batch is (inputs, targets).
+    """The train split, and the test split; a batch is (inputs, targets).
 
     The test split is read when the stage "test" is set up, not before; whether it can be read is checked before the
-    training, as far as its source can tell. Validation is on the source's own validation split; where it has none there
-    is no validation.
+    training, as far as its source can tell. Validation is on the source's own validation split. A source without one has
+    no validation, and all of its train split is trained on, unless `validation_fraction` holds a part of it back.
 
     Args:
         source: the data set: a `Source`, or what `as_source` makes one of.
@@ -279,7 +280,9 @@ class RetrainData(SamplesData):
         cutout: side of the square that is cut out of training images; 0 is none, None is half of their side, which is
             the paper's 16 for CIFAR-10. Samples other than images have none.
         normalize: whether pixels and floating inputs are standardised.
-        seed: of the run: of the order and the augmentation.
+        validation_fraction: share of the train split that is validated on instead of trained on. The two parts are the
+            halves that a `SearchData` with this as its `arch_fraction`, and with the same seed, has. 0 is none.
+        seed: of the run: of the order, the augmentation and the part for validation.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -294,12 +297,16 @@ class RetrainData(SamplesData):
         flip: bool = False,
         cutout: int | None = None,
         normalize: bool = True,
+        validation_fraction: float = 0.0,
         seed: int,
     ) -> None:
+        if not 0 <= validation_fraction < 1:
+            raise must_be("validation_fraction", "0 or more, and below 1", validation_fraction)
         super().__init__(
             source, batch_size=batch_size, crop_padding=crop_padding, flip=flip, normalize=normalize, seed=seed
         )
         self.cutout = cutout
+        self.validation_fraction = validation_fraction
         self._train: Samples | None = None
         self._test: Samples | None = None
 
@@ -318,7 +325,17 @@ class RetrainData(SamplesData):
 
     def _cut(self, train: Samples) -> dict[str, Samples | Part]:
         self._train = train
-        return {"train": train}
+        if not self.validation_fraction:
+            return {"train": train}
+        if self._validation is not None:
+            needed = "0 for a source with a validation split of its own"
+            raise must_be("validation_fraction", needed, self.validation_fraction)
+        if int(len(train) * self.validation_fraction + 0.5) in (0, len(train)):
+            needed = f"such that {len(train)} samples leave one for each part"
+            raise must_be("validation_fraction", needed, self.validation_fraction)
+        kept, held_back = split_halves(train.strata(), arch_fraction=self.validation_fraction, seed=self.seed)
+        self._validation = Part(train, held_back)
+        return {"train": Part(train, kept)}
 
     def _cutout_side(self, train: Samples) -> int:
         if not train.are_images:

@@ -243,6 +243,35 @@ def test_a_retrain_is_validated_where_the_source_has_a_split_for_it() -> None:
     assert sum(len(labels) for _, labels in module.fed["val"]) == 6
 
 
+def test_a_retrain_holds_back_for_validation_what_a_search_with_its_seed_trains_the_alphas_on() -> None:
+    searched, data = search_data(seed=3, arch_fraction=0.25), retrain_data(seed=3, validation_fraction=0.25)
+    for one in (searched, data):
+        one.setup("fit")
+    assert data.record()["train_samples"] == 36
+    assert data.record()["validation_samples"] == 12
+    held_back, arch = (torch.cat([batch.inputs for batch in one.val_dataloader()]) for one in (data, searched))
+    assert torch.equal(held_back, arch)
+    trained = torch.cat([batch["train"].inputs for batch in data.train_dataloader()])
+    assert sorted(map(hash_of, [*trained, *held_back])) == sorted(map(hash_of, images(48).inputs))
+
+
+def hash_of(image: Tensor) -> int:
+    return hash(image.numpy().tobytes())
+
+
+@pytest.mark.parametrize(
+    ("source", "fraction", "needed"),
+    [
+        (Small(), 1.0, "0 or more, and below 1"),
+        (Small(), 0.005, "such that 48 samples leave one for each part"),
+        (Small(validation=images(6)), 0.5, "0 for a source with a validation split of its own"),
+    ],
+)
+def test_a_part_for_validation_that_cannot_be_had_is_refused(source: Source, fraction: float, needed: str) -> None:
+    with pytest.raises(ConfigError, match=f"^validation_fraction must be {needed}, got {fraction}$"):
+        retrain_data(source, validation_fraction=fraction).setup("fit")
+
+
 @pytest.mark.parametrize(("cutout", "side"), [(None, 2), (0, 0), (4, 4), (5, 5)])
 def test_cutout_is_half_of_the_side_unless_told_otherwise(cutout: int | None, side: int) -> None:
     data = retrain_data(cutout=cutout)

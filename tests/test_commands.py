@@ -598,7 +598,7 @@ class TestLoggersAndHelp:
         [
             (
                 "search",
-                {"space: darts, nas_bench_201", "optimizer: search", "callbacks: none, robust, search"},
+                {"space: darts, nas_bench_201, small_1d", "optimizer: search", "callbacks: none, robust, search"},
                 ["genotype"],
             ),
             (

@@ -34,11 +34,15 @@ class Table:
 
     Attributes:
         options: key -> candidates, in the order of the digits of an architecture's row; the first key's is the highest.
-        runs: (architectures, runs), in [0, 1]; nan where an architecture has fewer.
+        runs: accuracies on validation data, (architectures, runs), in [0, 1]; nan where an architecture has fewer.
+        tests: accuracies of the same runs on test data, or None.
+        seconds: of the same runs, on the machine that made the table, or None.
     """
 
     options: Mapping[str, tuple[str, ...]]
     runs: NDArray[np.float64]
+    tests: NDArray[np.float64] | None = None
+    seconds: NDArray[np.float64] | None = None
 
     @cached_property
     def accuracies(self) -> NDArray[np.float64]:

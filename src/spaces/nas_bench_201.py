@@ -16,8 +16,6 @@ from src.common.errors import must_be
 from src.spaces.choices import LayerChoice
 
 NODES = 4
-# Keys of the choices: from an earlier node into a later one.
-EDGES = {f"n{node}_p{earlier}": (node, earlier) for node in range(1, NODES) for earlier in range(node)}
 
 
 class NasBench201(nn.Module):
@@ -66,7 +64,7 @@ class NasBench201(nn.Module):
             width = channels << stage
             if stage:
                 layers.append(ResidualBlock(width // 2, width))
-            layers += [Cell(width, affine=affine) for _ in range(cells)]
+            layers += [Cell(partial(candidates, affine=affine), width, nodes=NODES) for _ in range(cells)]
         self.layers = nn.Sequential(*layers)
         self.last = nn.Sequential(nn.BatchNorm2d(4 * channels), nn.ReLU())
         self.classifier = nn.Linear(4 * channels, num_classes)
@@ -77,17 +75,24 @@ class NasBench201(nn.Module):
 
 
 class Cell(nn.Module):
-    """Four nodes, each the sum of an edge from every earlier one; the first is the input, the last the output."""
+    """Nodes, each the sum of an edge from every earlier one; the first is the input, the last the output.
 
-    def __init__(self, channels: int, *, affine: bool) -> None:
+    Args:
+        build: returns the candidates of an edge for a number of channels.
+        channels: of every node.
+        nodes: the number of nodes, of which edges into one from an earlier one have the key `n{node}_p{earlier}`.
+    """
+
+    def __init__(self, build: Callable[[int], Mapping[str, nn.Module]], channels: int, *, nodes: int) -> None:
         super().__init__()
-        build = partial(candidates, affine=affine)
-        self.edges = nn.ModuleDict({key: LayerChoice.of_width(build, channels, key=key) for key in EDGES})
+        self.nodes = nodes
+        keys = [f"n{node}_p{earlier}" for node in range(1, nodes) for earlier in range(node)]
+        self.edges = nn.ModuleDict({key: LayerChoice.of_width(build, channels, key=key) for key in keys})
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, channels, H, W) to the same shape."""
+        """Map (N, channels, ...) to the same shape."""
         states = [x]
-        for node in range(1, NODES):
+        for node in range(1, self.nodes):
             total = self.edges[f"n{node}_p0"](states[0])
             for earlier in range(1, node):
                 total = total + self.edges[f"n{node}_p{earlier}"](states[earlier])

@@ -22,6 +22,7 @@ from src.data.sources import as_source
 from src.data.tasks import Classification, Task
 from src.runs.build import record_of
 from src.runs.commandline import ready
+from src.runs.composition import composed
 from src.runs.folder import RunFolder
 from src.runs.schema import register_schemas
 from src.runs.searched import with_searched_settings

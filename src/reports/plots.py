@@ -32,6 +32,8 @@ _TITLES = {
 }
 _SHARES = {"table_percentile", "table_regret"}
 _INK = "#5d6770"
+# Lines of groups of runs.
+GROUP_COLOURS = ("#1f5fa8", "#b9540a", "#19754a", "#c2185b", "#7a4fa3", "#8d6e3f", "#0f8b8d", "#5d6770")
 
 
 class Palette:
@@ -69,6 +71,8 @@ class Line(NamedTuple):
     dots: list[tuple[float, float]]  # values without neighbours, which a path does not show
     values: list[float]
     width: float = 1.8
+    band: str = ""
+    """SVG path of an area around the line, such as its interval."""
 
 
 class Tick(NamedTuple):
@@ -167,12 +171,27 @@ def plot(
     percent: bool = False,
     uniform: float | None = None,
     width: float = 1.8,
+    bands: Sequence[tuple[Sequence[float], Sequence[float]] | None] = (),
 ) -> Plot:
     """Return a plot of (name, colour, values) lines over the epochs. Accuracies (`percent`) have an axis to 100 %.
 
     Positive values that span more than two decades have a logarithmic axis, all others one that begins at 0.
+
+    Args:
+        title: of the plot.
+        subtitle: the unit, and what the lines are.
+        epochs: the x of every value.
+        series: the lines; a value that is missing (nan) leaves a gap.
+        palette: of the page.
+        percent: whether the values are accuracies, as fractions.
+        uniform: the value of equal mixing weights: the axis ends there, with a dashed line.
+        width: of the lines.
+        bands: for each line the lower and upper ends of an area around it, or None.
     """
-    drawn = [value for _, _, values in series for value in values if math.isfinite(value)]
+    around = [bands[place] if place < len(bands) else None for place in range(len(series))]
+    ends = [end for band in around if band for end in band]
+    shown = [*(values for _, _, values in series), *ends]
+    drawn = [value for values in shown for value in values if math.isfinite(value)]
     low, high = min([0.0, *drawn]), max([0.0, *drawn])
     if percent:
         high = max(high, 1.0)
@@ -192,9 +211,14 @@ def plot(
 
     places = positions(epochs, _LEFT, WIDTH - _RIGHT)
     lines = []
-    for name, colour, values in series:
+    for (name, colour, values), band in zip(series, around, strict=True):
         path, dots = trace(places, [at(value) if math.isfinite(value) else math.nan for value in values])
-        lines.append(Line(name, palette.of(colour), path, dots, list(values), width))
+        area = (
+            ""
+            if band is None
+            else _area(places, *([at(value) if math.isfinite(value) else math.nan for value in end] for end in band))
+        )
+        lines.append(Line(name, palette.of(colour), path, dots, list(values), width, area))
     steps = ticks(min(epochs), max(epochs), whole=True)
     by_epoch = dict(zip(map(float, epochs), places, strict=True))
     return Plot(
@@ -243,6 +267,21 @@ def trace(xs: Sequence[float], ys: Sequence[float]) -> tuple[str, list[tuple[flo
             path.append("M" + " ".join(f"{a:g} {b:g}" for a, b in run))
         run = []
     return "".join(path), dots
+
+
+def _area(xs: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> str:
+    """Return the SVG path between two lines, where both are known."""
+    path, run = [], []
+    for x, low, high in [*zip(xs, lows, highs, strict=True), (0.0, math.nan, math.nan)]:
+        if math.isfinite(low) and math.isfinite(high):
+            run.append((x, low, high))
+            continue
+        if len(run) > 1:
+            there = [f"{x:g} {high:g}" for x, _, high in run]
+            back = [f"{x:g} {low:g}" for x, low, _ in reversed(run)]
+            path.append("M" + " ".join([*there, *back]) + "Z")
+        run = []
+    return "".join(path)
 
 
 def ticks(low: float, high: float, *, whole: bool = False, count: int = 5) -> list[float]:

@@ -19,7 +19,7 @@ from src.reports.decisions import Finding
 from src.reports.names import CELL_NAMES, answers_of, colours, edge_name, in_order, words
 from src.reports.numbers import UNKNOWN, duration
 from src.reports.page import Link, data_name, embedded, environment, genotype_name, next_commands, score_name
-from src.reports.plots import Palette, Plot, charts, plot, plot_data
+from src.reports.plots import GROUP_COLOURS, Palette, Plot, charts, plot, plot_data
 from src.runs.folder import RunFolder
 from src.runs.following import overrides_of
 from src.runs.resume import experiment_of
@@ -29,8 +29,6 @@ from src.spaces.cnn.genotypes import split_keys
 _SEED = "seed"
 _LONGEST_PATH = 4096
 _NOT_SWEPT = {"folder", "resume", "sweep.resume"}
-# Lines of groups of runs; seeds of one group share a colour.
-_GROUP_COLOURS = ("#1f5fa8", "#b9540a", "#19754a", "#c2185b", "#7a4fa3", "#8d6e3f", "#0f8b8d", "#5d6770")
 _LATE = ("lr", "hypergradient_norm", "correction_ratio")  # of less interest
 
 
@@ -258,7 +256,7 @@ def _section(kind: str, runs: Sequence[SavedRun], base: Path, palette: Palette, 
         runs=[_line(run, values[run.folder], base) for run in runs],
         curves=curves,
         legend=[
-            (palette.of(_GROUP_COLOURS[number % len(_GROUP_COLOURS)]), label or "all runs")
+            (palette.of(GROUP_COLOURS[number % len(GROUP_COLOURS)]), label or "all runs")
             for number, label in enumerate(labels)
         ],
         frequencies=frequencies if kind != "retrain" else [],
@@ -325,7 +323,7 @@ def _statistics(scores: Sequence[Score]) -> tuple[str, str, str]:
 def _curves(groups: Sequence[Sequence[SavedRun]], base: Path, palette: Palette) -> list[Plot]:
     """Return a plot for each column that differs between the runs, with a line for each run."""
     runs = [
-        (run, _name(run, base), _GROUP_COLOURS[number % len(_GROUP_COLOURS)])
+        (run, _name(run, base), GROUP_COLOURS[number % len(GROUP_COLOURS)])
         for number, group in enumerate(groups)
         for run in group
         if run.metrics.get("epoch")

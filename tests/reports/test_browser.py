@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 from made_runs import guard_facts, make_long_run, make_small_run
+from studies.made import made_with_table
 
+from src.benchmarks.nas_bench_201 import nas_bench_201
 from src.report import main, write_report
 from src.reports.names import DARK, LIGHT
+from src.reports.study import StudyRun, render_study
 from src.spaces.cnn.genotypes import CANDIDATES, NAMED_GENOTYPES
+from src.studies.analysis import analyse
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -101,6 +105,18 @@ def overview(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(json.dumps(genotype))
     assert main([str(folder)]) == 0
     return folder / "index.html"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    arm = "a setting with a long name, order 2, finite_difference, two more words"
+    skills = {arm: (0.0, 0.9), "darts, order 1": (0.5, 1.0)}
+    analysis = analyse(made_with_table(skills, seeds=4, epochs=4), table=nas_bench_201())
+    runs = [StudyRun(arm, 0, "search", "search/" + 60 * "a", "search/a/report.html", "failed", 3.0, 200 * "b")]
+    path = tmp_path_factory.mktemp("study") / "study.html"
+    said = ["One sentence."]
+    path.write_text(render_study(analysis, title="A study", statement=said, runs=runs, command="python -m src.study"))
+    return path
 
 
 READ = """
@@ -284,8 +300,8 @@ def test_a_search_that_the_guard_stopped_opens_at_its_architecture(tmp_path: Pat
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_pages_fit_a_desktop_and_a_phone_and_can_be_read(dark: bool, search: Path, overview: Path) -> None:
-    views = [(page, width) for page in (search, overview) for width in (1280, 390)]
+def test_pages_fit_a_desktop_and_a_phone_and_can_be_read(dark: bool, search: Path, overview: Path, study: Path) -> None:
+    views = [(page, width) for page in (search, overview, study) for width in (1280, 390)]
     for (_, width), seen in zip(views, browse(LOOK, *views, dark=dark), strict=True):
         assert seen["width"] == width
         assert seen["scroll"] <= width, seen["outside"]

@@ -100,3 +100,14 @@ def test_every_operation_stands_out_from_a_light_and_a_dark_page(background: str
     assert all(contrast(shade, background) >= 2.99 for shade in shades.values())
     assert len(set(shades.values())) == len(shades)
     assert visible("#000000", "#ffffff") == "#000000"
+
+
+def test_a_band_lies_around_its_line_and_the_axis_has_room_for_it() -> None:
+    bands = [([0.5, NAN, 1.0, 1.0], [1.5, NAN, 3.0, 5.0]), None]
+    lines = [("a", "#1f5fa8", [1.0, 1.0, 2.0, 2.0]), ("b", "#b9540a", [0.0, 0.0, 0.0, 0.0])]
+    drawn = plot("A", "", [0, 1, 2, 3], lines, Palette(), bands=bands)
+    at = {tick.text: tick.at for tick in drawn.y_ticks}
+    assert drawn.lines[0].band == (
+        f"M{drawn.x[2]:g} {at['3']:g} {drawn.x[3]:g} {at['5']:g} {drawn.x[3]:g} {at['1']:g} {drawn.x[2]:g} {at['1']:g}Z"
+    )
+    assert drawn.lines[1].band == ""

@@ -145,8 +145,24 @@ class StudyConfig:
     plan: bool = False
 
 
+@dataclass
+class TabulateConfig:
+    """`python -m src.tabulate`."""
+
+    space: str = MISSING
+    data: str = MISSING
+    seeds: int = MISSING
+    validation_fraction: float | None = MISSING
+    retrain: list[str] = MISSING
+    at_most: int = MISSING
+    folder: str = MISSING
+    jobs: int | None = None
+    threads: int | None = None
+    plan: bool = False
+
+
 COMMANDS: dict[str, type] = {"search": SearchConfig, "retrain": RetrainConfig, "select": SelectConfig}
-OF_JOBS: dict[str, type] = {"study": StudyConfig}  # commands that start runs, and are none
+OF_JOBS: dict[str, type] = {"study": StudyConfig, "tabulate": TabulateConfig}  # commands that start runs, and are none
 _SCHEMAS = {**COMMANDS, **OF_JOBS}
 
 

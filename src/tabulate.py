@@ -1,0 +1,265 @@
+"""python -m src.tabulate: train every architecture of a small space, and write what each reaches as a table.
+
+    python -m src.tabulate                                            the table that comes with this code
+    python -m src.tabulate space=my_space data=my_data seeds=5        one of your own (docs/benchmarks.md)
+    python -m src.tabulate ... plan=true                              say what would run, and stop
+
+With the table, a search of the space is judged without training what it found. Every training is a run in the folder, as
+src.retrain makes it; they run side by side. Killed and started again with the same command, it trains what is missing.
+Architectures that compute the same, as the space's `canonical` says, are trained once. In the end the table is written
+(table.json), whole or not at all, and it is said how far it can be trusted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from src.architectures.architecture import Architecture
+from src.benchmarks.tabulated import Gate, Runs, count_of, distinct, options_of, table_text
+from src.common.errors import ConfigError, must_be
+from src.common.files import lock_file, write_whole
+from src.common.shell import override, pastable
+from src.common.terminal import say, table
+from src.runs import workers
+from src.runs.build import build_data, build_network, check_targets, split_training
+from src.runs.commandline import as_typed
+from src.runs.composition import composed
+from src.runs.jobs import DONE, Job, JobPool, Progress, Side, side_by_side
+from src.runs.launch import launch_jobs, mistakes
+from src.runs.saved import read_run
+from src.runs.schema import check
+from src.spaces.choices import spec_of
+
+FAILED = 1
+# Of each training, unless `retrain` says otherwise: only the last epoch's validation is of use.
+_SPARING = ("logger=none", "callbacks=none", "trainer.check_val_every_n_epoch=${epochs}")
+_SET = ("space", "data", "data.validation_fraction", "genotype", "seed", "folder", "resume")  # by the command, for each
+
+
+class TableFolder:
+    """The folder in which a table is made. Every property is the path of one of its files, whether it exists or not."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def table(self) -> Path:
+        """What all architectures reach."""
+        return self.path / "table.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that makes the table."""
+        return self.path / ".lock"
+
+    def architecture(self, row: int) -> Path:
+        """Return the path of the architecture of a row of the table."""
+        return self.path / "architectures" / f"{row}.json"
+
+    def run(self, row: int, seed: int) -> Path:
+        """Return the folder of a training."""
+        return self.path / "runs" / f"{row}" / f"seed={seed}"
+
+
+class Entry(NamedTuple):
+    """An architecture of the table.
+
+    Attributes:
+        row: of the table.
+        architecture: that is trained.
+        same: others that compute the same.
+        jobs: the trainings, one for each seed.
+    """
+
+    row: int
+    architecture: Architecture
+    same: Sequence[Architecture]
+    jobs: Sequence[Job]
+
+
+class Plan(NamedTuple):
+    """What is to be trained.
+
+    Attributes:
+        folder: of the table.
+        options: key -> candidates.
+        overrides: of src.retrain for all trainings.
+        entries: the architectures that differ.
+    """
+
+    folder: TableFolder
+    options: dict[str, tuple[str, ...]]
+    overrides: tuple[str, ...]
+    entries: Sequence[Entry]
+
+    def jobs(self) -> list[Job]:
+        """Return all trainings: of every architecture with the first seed, then with the second, and so on."""
+        return [job for seed in zip(*(entry.jobs for entry in self.entries), strict=True) for job in seed]
+
+
+def tabulate(config: DictConfig) -> int:
+    """Train what is missing and write the table; return the exit code."""
+    with mistakes():
+        side = side_by_side(config.jobs, config.threads)
+        plan = plan_of(config)
+        jobs = plan.jobs()
+        for job in jobs:
+            job.check()
+        missing = [job for job in jobs if not job.is_done]
+        say_plan(config, plan, missing, side)
+        if config.plan:
+            return 0
+        plan.folder.architecture(0).parent.mkdir(parents=True, exist_ok=True)
+        if lock_file(plan.folder.lock) is None:
+            raise ConfigError(f"{plan.folder} is in use by another process; choose another folder (folder=...)")
+    for entry in plan.entries:
+        entry.architecture.write(plan.folder.architecture(entry.row))
+    failed = train(plan, missing, side)
+    if workers.stopped_by():
+        print("stopped; the same command continues", file=sys.stderr)
+        return 0  # the exit code says by what
+    if failed:
+        print(f"error: {failed} of {len(missing)} trainings failed, so no table was written", file=sys.stderr)
+        return FAILED
+    gate = write_table(config, plan)
+    say(table([*gate.rows(), ("table", str(plan.folder.table))]))
+    return 0
+
+
+def plan_of(config: DictConfig) -> Plan:
+    """Return what a config asks for.
+
+    Raises:
+        ConfigError: a setting is out of its range, or there is no such table.
+    """
+    for name, least in (("seeds", 2), ("at_most", 1)):
+        if config[name] < least:
+            raise must_be(name, f"{least} or more", config[name])
+    overrides = overrides_of(config)
+    settings = composed("retrain", [*overrides, "genotype="])
+    check("retrain", settings)
+    check_targets("retrain", settings)
+    data = build_data(settings)
+    if data.task.metric != "accuracy":
+        raise ConfigError(f"data must be a classification, since a table holds accuracies; {config.data} is none")
+    if not data.val_dataloader():
+        needed = f"above 0, since {config.data} has no validation split of its own"
+        raise must_be("validation_fraction", needed, config.validation_fraction)
+    network, _ = split_training(settings.space)
+    space = build_network(network, input_shape=data.input_shape, num_classes=data.task.outputs)
+    spec = spec_of(space)
+    options = options_of(spec)
+    if (count := count_of(options)) > config.at_most:
+        raise must_be("at_most", f"{count} or more, the number of architectures of {config.space}", config.at_most)
+    folder = TableFolder(config.folder)
+
+    def jobs(row: int) -> list[Job]:
+        genotype = override("genotype", folder.architecture(row))
+        return [
+            Job("retrain", folder.run(row, seed), (genotype, *overrides, f"seed={seed}"))
+            for seed in range(config.seeds)
+        ]
+
+    found = distinct(options, getattr(space, "canonical", None))
+    return Plan(folder, options, overrides, [Entry(row, one, same, jobs(row)) for row, (one, same) in found.items()])
+
+
+def overrides_of(config: DictConfig) -> tuple[str, ...]:
+    """Return the overrides of src.retrain for all trainings."""
+    given = [text.lstrip("+~").partition("=")[0] for text in config.retrain]
+    for key in given:
+        if key in _SET:
+            raise ConfigError(f"retrain cannot set {key}, which is set for each training")
+    sparing = [text for text in _SPARING if text.partition("=")[0] not in given]
+    fraction = config.validation_fraction
+    held_back = [] if fraction is None else [f"data.validation_fraction={fraction}"]
+    return (f"space={config.space}", f"data={config.data}", *held_back, *sparing, *config.retrain)
+
+
+def say_plan(config: DictConfig, plan: Plan, missing: Sequence[Job], side: Side) -> None:
+    """Say what is trained."""
+    count, trainings = count_of(plan.options), len(plan.jobs())
+    differ = "" if len(plan.entries) == count else f", of which {len(plan.entries):,} differ"
+    finished = f" ({trainings - len(missing):,} finished before)" if len(missing) < trainings else ""
+    say(f"table: {config.space} on {config.data}")
+    rows = [
+        ("folder", str(plan.folder)),
+        ("architectures", f"{count:,}{differ}"),
+        (
+            "to run",
+            f"{f'{len(missing):,}' if missing else 'no'} trainings{finished}, {config.seeds} of each architecture",
+        ),
+        ("jobs", str(side)),
+    ]
+    say(table(rows))
+
+
+def train(plan: Plan, jobs: Sequence[Job], side: Side) -> int:
+    """Run trainings, say how each ends, and return how many have not finished."""
+    if not jobs:
+        return 0
+    names = {
+        job.folder: f"{', '.join(map(str, entry.architecture.choices.values()))}, seed {seed}"
+        for entry in plan.entries
+        for seed, job in enumerate(entry.jobs)
+    }
+    progress = Progress(jobs, lambda job: names[job.folder])
+    unfinished = 0
+    with JobPool(side) as pool:
+        for end in pool.run(jobs):
+            progress.say(end)
+            unfinished += end.status != DONE
+    return unfinished
+
+
+def write_table(config: DictConfig, plan: Plan) -> Gate:
+    """Write the table, and return how far it can be trusted."""
+    results = [[read_run(job.folder).result for job in entry.jobs] for entry in plan.entries]
+    every = [result for of_one in results for result in of_one]
+    facts = {
+        "command": pastable("tabulate", map(as_typed, HydraConfig.get().overrides.task)),
+        "training": pastable("retrain", ["genotype=ARCHITECTURE", *plan.overrides, "seed=SEED"]),
+        "space": config.space,
+        "data": every[0]["data"],
+        "seeds": list(range(config.seeds)),
+        **{name: _different(result[name] for result in every) for name in ("machine", "versions", "git_commit")},
+    }
+    found = [
+        (entry.architecture, entry.same, _runs(of_one)) for entry, of_one in zip(plan.entries, results, strict=True)
+    ]
+    write_whole(plan.folder.table, table_text(facts, plan.options, found))
+    return Gate.of(np.array([runs.validation for _, _, runs in found]))
+
+
+def _runs(results: Sequence[dict[str, Any]]) -> Runs:
+    validation, test = (
+        [round(result["metrics"][f"{split}_accuracy"], 6) for result in results] for split in ("val", "test")
+    )
+    return Runs(validation, test, [result["seconds"] for result in results])
+
+
+def _different(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def main() -> int:
+    """Run the command; return its exit code."""
+    return launch_jobs("tabulate", tabulate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

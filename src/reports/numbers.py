@@ -66,9 +66,11 @@ class Unit(NamedTuple):
 
 
 def share(value: float | None) -> str:
-    """Return a share in whole percent, with a digit more next to 0 and 100."""
+    """Return a share in whole percent, with a digit more next to 0 and 100, of which it says only what it is."""
     if value is None:
         return UNKNOWN
+    if 0 < value < 0.0005 or 0.9995 < value < 1:
+        return "< 0.1 %" if value < 0.5 else "> 99.9 %"
     return f"{100 * value:.1f} %" if 0.99 <= value < 1 or 0 < value <= 0.01 else f"{100 * value:.0f} %"
 
 
@@ -83,5 +85,7 @@ def chance(p: float | None, level: float = 0.05) -> str:
 
 
 def count(value: float | None) -> str:
-    """Return how many of something, a fraction where it is small."""
-    return UNKNOWN if value is None else f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+    """Return how many of something, with a digit after the point where that is small and not whole."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.1f}"

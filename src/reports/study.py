@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from src.reports.arms import DOT, ROW, Drawn, Picture, picture_of_regrets, picture_of_scores
-from src.reports.decisions import Finding
 from src.reports.names import colours, edge_name, in_order, words
 from src.reports.numbers import UNKNOWN, Unit, chance, count, duration, share
 from src.reports.page import embedded, environment
@@ -17,6 +17,7 @@ from src.reports.settings import Row, name_of
 _RANDOM = "random"
 _NOTHING = (UNKNOWN, "")
 _INK = "#5d6770"
+_LONG_ENOUGH = 4
 _OPEN_RUNS = 12  # more of them are folded away
 
 
@@ -160,7 +161,7 @@ def render_study(
         .render(
             title=title,
             summary=summary,
-            statement=[Finding(text, "plain") for text in statement],
+            statement=[list(_parts(text, analysis["arms"])) for text in statement],
             sections={name: heading for name, (heading, content) in sections.items() if content},
             row=ROW,
             dot=DOT,
@@ -181,6 +182,16 @@ def render_study(
             palette=palette.rules(),
         )
     )
+
+
+def _parts(sentence: str, arms: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Yield a sentence in pieces, with whether each is the name of an arm. Names that could be a word are left."""
+    names = sorted((name for name in arms if len(name) >= _LONG_ENOUGH), key=len, reverse=True)
+    if not names:
+        yield sentence, False
+        return
+    pieces = re.split(rf"(?<!\w)({'|'.join(map(re.escape, names))})(?!\w)", sentence)
+    yield from ((piece, place % 2 == 1) for place, piece in enumerate(pieces) if piece)
 
 
 def _colour(place: int) -> str:

@@ -82,6 +82,7 @@ def test_a_study_with_a_table_has_all_sections_in_order_and_links_to_each(page: 
     assert {value for name, value in page.attributes if name == "href" and value.startswith("#")} == {
         f"#{name}" for name in (*SECTIONS, "main")
     }
+    assert "<li><b>clever</b> is better" in page.source
     for text in ("Orders <1> & <2>", "clever is better than <i>random</i>.", "a <fast> one", "a < b"):
         assert text in page  # as text: the parser would have taken tags out
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page.source)
@@ -273,6 +274,7 @@ def test_numbers_have_the_digits_that_a_reader_needs() -> None:
     assert percent.difference(-0.000001) == percent.difference(0.000001, signed=True) == "0.00"
     assert percent.difference(0.0123, signed=True) == "+1.23"
     assert plain.difference(-1.5) == "-1.5"
-    assert [share(value) for value in (0.5, 0.995, 0.004, 1.0, 0.0)] == ["50 %", "99.5 %", "0.4 %", "100 %", "0 %"]
-    assert [count(value) for value in (0.42, 9.94, 1234.5)] == ["0.4", "9.9", "1,234"]
+    assert [share(value) for value in (0.5, 0.995, 0.004, 1.0)] == ["50 %", "99.5 %", "0.4 %", "100 %"]
+    assert [share(value) for value in (0.0, 1e-6, 1 - 1e-6)] == ["0 %", "< 0.1 %", "> 99.9 %"]
+    assert [count(value) for value in (0.42, 5.0, 9.94, 1234.5)] == ["0.4", "5", "9.9", "1,234"]
     assert share(None) == chance(None) == count(None) == percent.score(None) == percent.difference(None) == "-"

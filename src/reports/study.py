@@ -215,13 +215,22 @@ def _of(summary: Mapping[str, Any] | None, unit: Unit, *, signed: bool = False) 
 
 
 def _ends(interval: Sequence[float | None] | None, unit: Unit, *, signed: bool = False) -> str:
-    """Return an interval; nothing where an end is not known."""
+    """Return an interval; nothing where an end is not known.
+
+    Student's t, which few seeds have, does not know that shares and their regrets are between 0 and 1.
+    """
     if interval is None or None in interval:
         return ""
-    return " to ".join(unit.difference(end, signed=signed) for end in interval)
+    ends = [_within(end, 0.0, 1.0) if unit.is_share and not signed else end for end in interval]
+    return " to ".join(unit.difference(end, signed=signed) for end in ends)
 
 
 # Arms against random architectures, and against each other.
+
+
+def _within(value: float | None, low: float, high: float) -> float:
+    """Return a value, or the limit that it exceeds; nan stays nan."""
+    return math.nan if value is None else min(max(value, low), high)
 
 
 def _result(name: str, analysis: Mapping[str, Any], unit: Unit, look: Mapping[str, str]) -> Result | None:
@@ -396,10 +405,10 @@ def _shares(summary: Mapping[str, Any] | None) -> Entry:
 
 
 def _ends_of(ends: Sequence[float | None] | None, write: Callable[[float | None], str]) -> str:
-    """Return an interval, of which the unit is written once."""
+    """Return an interval of shares or counts, of which the unit is written once."""
     if ends is None or None in ends:
         return ""
-    low, high = map(write, ends)
+    low, high = (write(_within(end, 0.0, 1.0) if write is share else end) for end in ends)
     return f"{low.removesuffix(' %')} to {high}"
 
 
@@ -493,15 +502,26 @@ def _compared(pairs: Sequence[Mapping[str, Any]], analysis: Mapping[str, Any]) -
 
 # Over the epochs.
 
-_CHARTS = {
-    "regret": ("Regret of each epoch's architecture", "{points}below the best"),
-    "percentile": ("Rank of each epoch's architecture", "% of all architectures that are worse"),
-    "validation": ("Validation of the supernet", "{metric}"),
-    "skips": ("Skip connections of each epoch's architecture", "how many"),
-    "entropy": ("Entropy of the mixing weights", "nats, mean over the choices"),
-    "eigenvalue": ("Top eigenvalue", "of the validation loss by the alphas"),
-    "exact_cosine": ("Cosine to the exact hypergradient", "1 is the same direction"),
-    "ranking_tau": ("Ranking by the supernet", "Kendall's tau with the table"),
+
+class Measure(NamedTuple):
+    """What is drawn over the epochs."""
+
+    title: str
+    unit: str
+    low: float = -math.inf
+    """No value, and so no mean, is below it."""
+    high: float = math.inf
+
+
+_MEASURES = {
+    "regret": Measure("Regret of each epoch's architecture", "{points}below the best", 0.0),
+    "percentile": Measure("Rank of each epoch's architecture", "% of all architectures that are worse", 0.0, 1.0),
+    "validation": Measure("Validation of the supernet", "{metric}"),
+    "skips": Measure("Skip connections of each epoch's architecture", "how many", 0.0),
+    "entropy": Measure("Entropy of the mixing weights", "nats, mean over the choices", 0.0),
+    "eigenvalue": Measure("Top eigenvalue", "of the validation loss by the alphas"),
+    "exact_cosine": Measure("Cosine to the exact hypergradient", "1 is the same direction", -1.0, 1.0),
+    "ranking_tau": Measure("Ranking by the supernet", "Kendall's tau with the table", -1.0, 1.0),
 }
 _SCORES = {"regret", "validation"}
 
@@ -510,34 +530,36 @@ def _curves(analysis: Mapping[str, Any], unit: Unit, palette: Palette) -> Iterat
     """Yield a plot for each measure, with a line an arm and the 95 % interval of its mean over the seeds."""
     arms = {arm: search["curves"] for arm, search in analysis["searches"].items() if search["curves"]}
     look = {arm: _colour(place) for place, arm in enumerate(analysis["arms"])}
-    for name, (title, subtitle) in _CHARTS.items():
+    for name, measure in _MEASURES.items():
         lines = {arm: curves[name] for arm, curves in arms.items() if name in curves and curves[name]["epochs"]}
         if not lines:
             continue
-        percent = name == "percentile"
         scale = unit.scaled if name in _SCORES else float
         epochs = sorted({epoch for line in lines.values() for epoch in line["epochs"]})
         at = {
-            arm: {kind: _spread(line, kind, epochs, scale) for kind in ("mean", "low", "high")}
+            arm: {
+                kind: [scale(_within(value, measure.low, measure.high)) for value in _spread(line, kind, epochs)]
+                for kind in ("mean", "low", "high")
+            }
             for arm, line in lines.items()
         }
         metric = name_of(analysis["metric"]["name"]) + (" in %" if unit.is_share else "")
-        said = subtitle.format(points=f"{unit.points} " if unit.points else "", metric=metric)
+        said = measure.unit.format(points=f"{unit.points} " if unit.points else "", metric=metric)
         yield plot(
-            title,
+            measure.title,
             f"{said}; {_seeds([n for line in lines.values() for n in line['n']])}",
             epochs,
             [(arm, look.get(arm, _INK), values["mean"]) for arm, values in at.items()],
             palette,
-            percent=percent,
+            percent=name == "percentile",
             bands=[(values["low"], values["high"]) for values in at.values()],
         )
 
 
-def _spread(line: Mapping[str, Any], kind: str, epochs: Sequence[int], scale: Any) -> list[float]:
+def _spread(line: Mapping[str, Any], kind: str, epochs: Sequence[int]) -> list[float]:
     """Return the values of a curve at some epochs, nan where it has none."""
     known = dict(zip(line["epochs"], line[kind], strict=True))
-    return [math.nan if known.get(epoch) is None else scale(known[epoch]) for epoch in epochs]
+    return [math.nan if known.get(epoch) is None else known[epoch] for epoch in epochs]
 
 
 def _seeds(numbers: Sequence[int]) -> str:

@@ -186,6 +186,18 @@ def test_searches_that_all_found_the_same_are_drawn(tmp_path: Path) -> None:
     assert "not shown" in page
 
 
+def test_intervals_of_few_seeds_stay_where_values_can_be(tmp_path: Path) -> None:
+    analysis = analyse(made_with_table({"darts": (0.0, 1.0)}, seeds=3, epochs=4), table=nas_bench_201())
+    assert analysis["results"]["table"]["arms"]["darts"]["percentile"]["interval"][0] < 0  # Student's
+    page = page_of(tmp_path, analysis)
+    _, row = table(page, "Arms, with 95 % intervals of the means")
+    ends = [float(end) for cell in row for pair in re.findall(r"([-\d.]+) to ([-\d.]+)", cell) for end in pair]
+    assert len(ends) >= 6
+    assert all(0 <= end <= 100 for end in ends)
+    rank = re.findall(r"Rank of each epoch.*?</svg>", page.source, re.DOTALL)[0]
+    assert re.findall(r'text-anchor="end">([-\d.]+)<', rank) == ["0", "20", "40", "60", "80", "100"]
+
+
 def test_regrets_of_nothing_are_drawn_at_the_right_end(tmp_path: Path) -> None:
     best = float(nas_bench_201().accuracies.max())
     page = page_of(tmp_path, analyse(made_with_scores({"a": [best, best]}), table=nas_bench_201()))

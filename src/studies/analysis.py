@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from src.architectures.architecture import ZERO
 from src.benchmarks.table import Table
@@ -88,6 +89,7 @@ def analyse(
              "smallest_p",               # that so many pairs can give, before the correction
              "pairs_needed",             # from which number on a difference can be found, after the correction
              "detectable",               # the mean difference that so many pairs find in 4 of 5 studies, or null
+             "needed",                   # how many would find one as large as the mean, or null for more than 10,000
              "better": "first" | "second" | null}, ...],
            "order": [ARM, ...]}},        # by their means, the best first
          "settings": [{"evaluations": [A, B], "tau": 0.8, "same_order": false, "swapped": [[ARM, ARM], ...]}, ...],
@@ -104,18 +106,23 @@ def analyse(
 
     A COMPARISON with the best of `budget` random architectures is::
 
-        {"budget": 1,
+        {"budget": 1, "n": 10,
          "chance": 0.93, "interval",     # of an architecture of the arm to be better; a tie counts half
          "cliffs_delta": 0.86,
          "difference", "difference_interval",     # of the mean score, less what is expected of the best of them
          "p", "p_holm", "p_better", "p_worse",    # two-sided, corrected over the arms, and of each direction
-         "smallest_p",                   # that so many seeds can give
-         "better": true | false | null}  # null: it is not shown, by p_holm
+         "smallest_p",                   # that so many seeds can give, before the correction
+         "critical": 0.68,               # from which chance on so many seeds are shown to be better; null: they cannot be
+         "better": true | false | null}  # null: neither is shown
 
     With a table the test is of the mean chance over the seeds, by its exact distribution; with a sample, Mann and Whitney's,
     and for a budget above 1 the sample is divided into groups of so many, in the order of the seeds. Both compare with the
     best by the score that is reported, which nobody could pick without looking: it is a little harder to beat than the
     best by a validation.
+
+    The p-values are of the hypothesis that the arm's architectures are drawn at random, too. Searches that are very good with
+    some seeds and very bad with others contradict it without being better, or worse, more often than not. So "better" asks
+    for more than a small p_holm: the interval of the chance must not contain 1/2. With one seed there is none.
 
     "epochs" and "rules" look up every epoch's architecture, so they need a table. "best" is what an oracle would have stopped
     at; "lost" is the regret of the last less that of the best. "gain" is the regret of the last epoch's architecture less
@@ -200,8 +207,10 @@ class _Evaluation:
             comparisons = [arm[kind] for arm in found.values() if arm[kind] is not None]
             _correct(comparisons)
             for comparison in comparisons:
-                shown = comparison["p_holm"] <= LEVEL
-                comparison["better"] = comparison["p_better"] < comparison["p_worse"] if shown else None
+                comparison["critical"] = inference.critical_chance(
+                    comparison["n"], comparison.pop("drawn"), comparisons=len(comparisons)
+                )
+                comparison["better"] = _better(comparison)
         means = {arm: self.sign * numbers["scores"]["mean"] for arm, numbers in found.items() if numbers["n"]}
         return {
             "random": self._random(),
@@ -290,7 +299,7 @@ class _Evaluation:
             test = inference.test_of_uniform_mean(*inference.beaten(self.population, good, budget))
             difference = good - inference.expected_best(self.population, budget)
             mean, ends = float(difference.mean()), inference.mean_interval(difference)
-            smallest = inference.smallest_p_of_uniforms(n)
+            smallest, drawn = inference.smallest_p_of_uniforms(n), None
         elif self.sample is not None:
             budget = max(1, round(budget))
             groups = len(self.sample) // budget
@@ -300,12 +309,14 @@ class _Evaluation:
             chance, interval = inference.superiority(good, best)
             test = inference.rank_sum_test(good, best)
             mean, ends = inference.mean_difference(good, best)
-            smallest = inference.smallest_p_of_samples(n, groups)
+            smallest, drawn = inference.smallest_p_of_samples(n, groups), groups
         else:
             return None
         ordered = ends if self.sign > 0 else (-ends[1], -ends[0])
         return {
             "budget": budget,
+            "n": n,
+            "drawn": drawn,
             "chance": chance,
             "interval": interval,
             "cliffs_delta": 2 * chance - 1,
@@ -342,6 +353,9 @@ class _Evaluation:
                     "smallest_p": inference.smallest_p_of_pairs(different),
                     "pairs_needed": inference.pairs_needed(len(combined)),
                     "detectable": inference.detectable_difference(deviation, len(seeds), comparisons=len(combined)),
+                    "needed": None
+                    if math.isnan(deviation)
+                    else inference.pairs_for(float(differences.mean()), deviation, comparisons=len(combined)),
                 }
             )
         _correct(pairs)
@@ -349,6 +363,14 @@ class _Evaluation:
             favoured = pair.pop("favours")
             pair["better"] = favoured if pair["p_holm"] <= LEVEL else None
         return pairs
+
+
+def _better(comparison: Mapping[str, Any]) -> bool | None:
+    """Return whether a comparison with random architectures shows that an arm's are better, or worse; None for neither."""
+    low, high = comparison["interval"]
+    if comparison["p_holm"] <= LEVEL and (low > 0.5 or high < 0.5):
+        return low > 0.5
+    return None
 
 
 def _correct(tests: Sequence[dict[str, Any]]) -> None:
@@ -367,7 +389,7 @@ def _settings(one: str, other: str, results: Mapping[str, Any], arms: Sequence[s
         for i, j in combinations(range(len(both)), 2)
         if (first[i] - first[j]) * (second[i] - second[j]) < 0
     ]
-    tau = inference.kendall(first, second)[0] if len(both) > 1 else math.nan
+    tau = float(np.asarray(stats.kendalltau(first, second))[0]) if len(both) > 1 else math.nan
     return {"evaluations": [one, other], "tau": tau, "same_order": not swapped, "swapped": swapped}
 
 

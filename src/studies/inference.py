@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, special, stats
 
 from src.common.intervals import interval_of_mean
 
@@ -179,16 +179,19 @@ def worth(population: ArrayLike, value: float, most: float = 1e6) -> float:
     It is below 1 for a value that is worse than the mean of the population, and 0 for one that is worse than all, and
     `most` for one that even so many do not reach.
     """
-    population = np.asarray(population, dtype=np.float64)
-    if value <= population.min():
+    ordered = np.sort(np.asarray(population, dtype=np.float64))
+    reached, steps = np.arange(1, len(ordered)) / len(ordered), np.diff(ordered)
+
+    def lacking(log_k: float) -> float:
+        """Return by how much the expected best of exp(log_k) is above the value."""
+        return float(ordered[-1] - reached ** math.exp(log_k) @ steps) - value
+
+    least, largest = math.log(1e-6), math.log(most)
+    if value <= ordered[0] or lacking(least) >= 0:
         return 0.0
-    if expected_best(population, most) <= value:
+    if lacking(largest) <= 0:
         return most
-    low, high = math.log(1e-6), math.log(most)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if expected_best(population, math.exp(middle)) < value else (low, middle)
-    return math.exp(high)
+    return math.exp(float(optimize.brentq(lacking, least, largest, xtol=1e-9)))  # pyright: ignore[reportArgumentType]
 
 
 # Against a sample of random architectures.
@@ -323,6 +326,26 @@ def smallest_p_of_uniforms(n: int) -> float:
     return min(1.0, 2 * _irwin_hall(1e-4 * n, n))
 
 
+def critical_chance(n: int, m: int | None = None, *, comparisons: int = 1) -> float:
+    """Return the chance of being better that n values need, on the mean, for a test against random architectures to show it.
+
+    It is infinite where no chance is enough. One value is never: nothing is known of how searches vary.
+
+    Args:
+        n: how many values.
+        m: of how many random architectures; None for all, where it is exact. Else it is that of the normal distribution.
+        comparisons: how many tests are corrected together.
+    """
+    side = LEVEL / comparisons / 2
+    if n < 2:
+        return math.inf
+    if m is None:
+        return 1 - float(stats.irwinhall.ppf(side, n)) / n
+    if comparisons * smallest_p_of_samples(n, m) > LEVEL:
+        return math.inf
+    return min(1.0, 0.5 + float(stats.norm.isf(side)) * math.sqrt((n + m + 1) / (12 * n * m)))
+
+
 def pairs_needed(comparisons: int = 1, level: float = LEVEL) -> int:
     """Return from how many pairs on the signed rank test can find a difference, after Holm's correction.
 
@@ -376,36 +399,10 @@ def pairs_for(difference: float, deviation: float, *, comparisons: int = 1, most
 def _detectable(n: int, level: float) -> float:
     """Return the noncentrality at which a two-sided t test of n values finds a difference with a chance of `POWER`."""
     critical = float(stats.t.isf(level / 2, n - 1))
-    low, high = 0.0, critical + 10.0 + critical  # the power is far above at the upper end
-    for _ in range(60):
-        middle = (low + high) / 2
-        found = float(stats.nct.sf(critical, n - 1, middle))
-        low, high = (middle, high) if found < POWER else (low, middle)
-    return high
+    return float(special.nctdtrinc(n - 1, 1 - POWER, critical))
 
 
-# Rankings and choices.
-
-
-def kendall(first: ArrayLike, second: ArrayLike) -> tuple[float, Interval]:
-    """Return Kendall's tau-b of two rankings of the same m things, (m,) each, and its 95 % interval by the jackknife.
-
-    nan where one of them is constant or m < 2. The interval is of Student's t on m - 1 degrees of freedom, within
-    [-1, 1].
-    """
-    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    m = len(first)
-    a, b = (np.sign(x[:, None] - x[None, :]) for x in (first, second))
-    both, only_a, only_b = (a * b).sum(axis=1), (a * a).sum(axis=1), (b * b).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tau = float(both.sum() / np.sqrt(only_a.sum() * only_b.sum()))
-        # Without one of them, its pairs are missing, each of which counts twice.
-        left = (both.sum() - 2 * both) / np.sqrt((only_a.sum() - 2 * only_a) * (only_b.sum() - 2 * only_b))
-    if m < 3 or not np.isfinite(left).all():
-        return tau, Interval(math.nan, math.nan)
-    error = math.sqrt((m - 1) / m * float(((left - left.mean()) ** 2).sum()))
-    half = float(stats.t.isf(LEVEL / 2, m - 1)) * error
-    return tau, Interval(max(-1.0, tau - half), min(1.0, tau + half))
+# Choices.
 
 
 def agreement(answers: Sequence[Mapping[str, Any]]) -> float:

@@ -357,6 +357,26 @@ def test_the_detectable_difference_is_found_four_times_in_five() -> None:
         assert np.mean(found) == pytest.approx(0.8, abs=0.1)  # the signed rank test has a little less
 
 
+def test_the_chance_that_shows_is_the_one_whose_p_is_at_the_level() -> None:
+    for n, comparisons in ((2, 1), (10, 1), (10, 3)):
+        critical = inference.critical_chance(n, comparisons=comparisons)
+        assert comparisons * inference.test_of_uniform_mean([critical] * n, [critical] * n).p == pytest.approx(0.05)
+    assert inference.critical_chance(1) == math.inf
+    assert inference.critical_chance(3, 3) == math.inf  # the smallest p is 0.1
+
+
+def test_the_chance_that_shows_against_a_sample_is_about_that_of_the_exact_test() -> None:
+    n, m = 10, 20
+    critical = inference.critical_chance(n, m)
+    first, second = np.arange(n) * 2.0, np.arange(m) + 0.5
+    chances = {}
+    for shift in range(0, 20):
+        moved = first + shift
+        chances[inference.superiority(moved, second)[0]] = inference.rank_sum_test(moved, second).p
+    assert all(p > 0.05 for chance, p in chances.items() if 0.5 <= chance < critical - 0.02)
+    assert all(p <= 0.05 for chance, p in chances.items() if chance > critical + 0.02)
+
+
 def test_how_many_pairs_find_a_difference() -> None:
     assert inference.pairs_for(1.0, 1.0) == 10
     assert inference.pairs_for(-1.0, 1.0) == 10
@@ -366,36 +386,7 @@ def test_how_many_pairs_find_a_difference() -> None:
     assert inference.pairs_for(0.0, 1.0) is None
 
 
-# Rankings and choices.
-
-
-def test_kendalls_tau_is_scipys_and_its_interval_the_jackknifes() -> None:
-    rng = np.random.default_rng(0)
-    first = rng.integers(0, 8, 30).astype(float)
-    second = first + rng.integers(0, 8, 30)
-    tau, (low, high) = inference.kendall(first, second)
-    assert tau == pytest.approx(np.asarray(stats.kendalltau(first, second))[0])
-    left = [np.asarray(stats.kendalltau(np.delete(first, i), np.delete(second, i)))[0] for i in range(30)]
-    error = math.sqrt(29 / 30 * sum((x - np.mean(left)) ** 2 for x in left))
-    half = stats.t.ppf(0.975, 29) * error
-    assert (low, high) == pytest.approx((tau - half, tau + half))
-
-
-def test_kendalls_tau_of_what_has_no_order() -> None:
-    assert math.isnan(inference.kendall([1, 1, 1], [1, 2, 3])[0])
-    assert inference.kendall([1, 2], [3, 4])[0] == 1
-    assert inference.kendall([1, 2, 3, 4], [4, 3, 2, 1]) == (-1, (-1, -1))
-
-
-def test_coverage_of_the_interval_of_kendalls_tau() -> None:
-    rng = np.random.default_rng(0)
-    true = 2 / math.pi * math.asin(0.5)
-    covered = 0
-    for _ in range(300):
-        x, y = rng.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]], size=50).T
-        low, high = inference.kendall(x, y)[1]
-        covered += low <= true <= high
-    assert covered / 300 == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 300))
+# Choices.
 
 
 def test_agreement_between_seeds() -> None:

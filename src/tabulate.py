@@ -12,13 +12,14 @@ Architectures that compute the same, as the space's `canonical` says, are traine
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src.architectures.architecture import Architecture
@@ -29,7 +30,6 @@ from src.common.shell import override, pastable
 from src.common.terminal import say, table
 from src.runs import workers
 from src.runs.build import build_data, build_network, check_targets, split_training
-from src.runs.commandline import as_typed
 from src.runs.composition import composed
 from src.runs.jobs import DONE, Job, JobPool, Progress, Side, side_by_side
 from src.runs.launch import launch_jobs, mistakes
@@ -38,8 +38,6 @@ from src.runs.schema import check
 from src.spaces.choices import spec_of
 
 FAILED = 1
-# Of each training, unless `retrain` says otherwise: only the last epoch's validation is of use.
-_SPARING = ("logger=none", "callbacks=none", "trainer.check_val_every_n_epoch=${epochs}")
 _SET = ("space", "data", "data.validation_fraction", "genotype", "seed", "folder", "resume")  # by the command, for each
 
 
@@ -107,8 +105,8 @@ class Plan(NamedTuple):
         return [job for seed in zip(*(entry.jobs for entry in self.entries), strict=True) for job in seed]
 
 
-def tabulate(config: DictConfig) -> int:
-    """Train what is missing and write the table; return the exit code."""
+def tabulate(config: DictConfig, command: str) -> int:
+    """Train what is missing and write the table with the command that makes it; return the exit code."""
     with mistakes():
         side = side_by_side(config.jobs, config.threads)
         plan = plan_of(config)
@@ -120,18 +118,22 @@ def tabulate(config: DictConfig) -> int:
         if config.plan:
             return 0
         plan.folder.architecture(0).parent.mkdir(parents=True, exist_ok=True)
-        if lock_file(plan.folder.lock) is None:
+        lock = lock_file(plan.folder.lock)
+        if lock is None:
             raise ConfigError(f"{plan.folder} is in use by another process; choose another folder (folder=...)")
-    for entry in plan.entries:
-        entry.architecture.write(plan.folder.architecture(entry.row))
-    failed = train(plan, missing, side)
+    try:
+        for entry in plan.entries:
+            entry.architecture.write(plan.folder.architecture(entry.row))
+        failed = train(plan, missing, side)
+    finally:
+        os.close(lock)
     if workers.stopped_by():
         print("stopped; the same command continues", file=sys.stderr)
         return 0  # the exit code says by what
     if failed:
         print(f"error: {failed} of {len(missing)} trainings failed, so no table was written", file=sys.stderr)
         return FAILED
-    gate = write_table(config, plan)
+    gate = write_table(config, plan, command)
     say(table([*gate.rows(), ("table", str(plan.folder.table))]))
     return 0
 
@@ -145,8 +147,8 @@ def plan_of(config: DictConfig) -> Plan:
     for name, least in (("seeds", 2), ("at_most", 1)):
         if config[name] < least:
             raise must_be(name, f"{least} or more", config[name])
-    overrides = overrides_of(config)
-    settings = composed("retrain", [*overrides, "genotype="])
+    settings = composed("retrain", [*overrides_of(config), "genotype="])
+    overrides = overrides_of(config, epochs=settings.epochs)
     check("retrain", settings)
     check_targets("retrain", settings)
     data = build_data(settings)
@@ -174,16 +176,18 @@ def plan_of(config: DictConfig) -> Plan:
     return Plan(folder, options, overrides, [Entry(row, one, same, jobs(row)) for row, (one, same) in found.items()])
 
 
-def overrides_of(config: DictConfig) -> tuple[str, ...]:
-    """Return the overrides of src.retrain for all trainings."""
+def overrides_of(config: DictConfig, epochs: int = 1) -> tuple[str, ...]:
+    """Return the overrides of src.retrain for all trainings, which are of `epochs` epochs."""
     given = [text.lstrip("+~").partition("=")[0] for text in config.retrain]
     for key in given:
         if key in _SET:
             raise ConfigError(f"retrain cannot set {key}, which is set for each training")
-    sparing = [text for text in _SPARING if text.partition("=")[0] not in given]
+    # The table needs no more than the last epoch's validation.
+    sparing = {"logger": "none", "callbacks": "none", "trainer.check_val_every_n_epoch": epochs}
     fraction = config.validation_fraction
     held_back = [] if fraction is None else [f"data.validation_fraction={fraction}"]
-    return (f"space={config.space}", f"data={config.data}", *held_back, *sparing, *config.retrain)
+    quiet = [f"{key}={value}" for key, value in sparing.items() if key not in given]
+    return (f"space={config.space}", f"data={config.data}", *held_back, *quiet, *config.retrain)
 
 
 def say_plan(config: DictConfig, plan: Plan, missing: Sequence[Job], side: Side) -> None:
@@ -222,12 +226,12 @@ def train(plan: Plan, jobs: Sequence[Job], side: Side) -> int:
     return unfinished
 
 
-def write_table(config: DictConfig, plan: Plan) -> Gate:
-    """Write the table, and return how far it can be trusted."""
+def write_table(config: DictConfig, plan: Plan, command: str) -> Gate:
+    """Write the table with the command that made it, and return how far it can be trusted."""
     results = [[read_run(job.folder).result for job in entry.jobs] for entry in plan.entries]
     every = [result for of_one in results for result in of_one]
     facts = {
-        "command": pastable("tabulate", map(as_typed, HydraConfig.get().overrides.task)),
+        "command": command,
         "training": pastable("retrain", ["genotype=ARCHITECTURE", *plan.overrides, "seed=SEED"]),
         "space": config.space,
         "data": every[0]["data"],
@@ -258,7 +262,7 @@ def _different(values: Iterable[Any]) -> list[Any]:
 
 def main() -> int:
     """Run the command; return its exit code."""
-    return launch_jobs("tabulate", tabulate)
+    return launch_jobs("tabulate", partial(tabulate, command=pastable("tabulate", sys.argv[1:])))
 
 
 if __name__ == "__main__":

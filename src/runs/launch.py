@@ -117,11 +117,18 @@ def launch_jobs(command: str, start: Callable[[DictConfig], int]) -> int:
         The exit code: what `start` returns, 2 if the user has made a mistake, or 128 plus the number of a signal.
     """
     codes = [0]
+    # Hydra would choose these options for the config of this command. They are names, for the configs of its jobs.
+    typed, named = sys.argv, {}
+    for argument in typed[1:]:
+        key, equals, option = argument.partition("=")
+        if equals and key in ("space", "data"):
+            named[key] = option
 
     def task(config: DictConfig) -> None:
         look_here()
         try:
             with mistakes():
+                config.merge_with(named)
                 check_keys(command, config)
             codes.append(start(config))
         except UserError as error:
@@ -129,8 +136,12 @@ def launch_jobs(command: str, start: Callable[[DictConfig], int]) -> int:
 
     if is_sweep(sys.argv):
         return refuse(f"src.{command} starts all of its jobs itself, without --multirun")
-    with workers.stopped_together():
-        codes.append(_composed(command, task))
+    try:
+        sys.argv = [argument for argument in typed if argument.partition("=")[0] not in named]
+        with workers.stopped_together():
+            codes.append(_composed(command, task))
+    finally:
+        sys.argv = typed
     return 128 + workers.stopped_by() if workers.stopped_by() else max(codes)
 
 

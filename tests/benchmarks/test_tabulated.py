@@ -104,7 +104,7 @@ def test_only_layer_choices_can_be_tabulated() -> None:
 
 def test_the_gate_takes_off_what_a_seed_does_to_all() -> None:
     quality = np.array([0.9, 0.8, 0.7, 0.6])
-    noise = np.array([[0.01, -0.01], [-0.01, 0.01], [0.02, -0.02], [-0.02, 0.02]])
+    noise = np.array([[0.001, -0.001], [-0.001, 0.001], [0.002, -0.002], [-0.002, 0.002]])
     gate = Gate.of(quality[:, None] + noise + np.array([0.1, -0.1]))
     assert gate.accuracies.tolist() == pytest.approx(quality)
     assert gate.between == pytest.approx(quality.std(ddof=1))

@@ -86,6 +86,7 @@ def analyse(
              "differences": SUMMARY,     # of the scores, first less second, by seed
              "different": 8,             # how many are not 0
              "p", "p_holm",              # of Wilcoxon's signed rank test
+             "of",                       # by what the correction multiplies the smallest p that shows nothing yet
              "smallest_p",               # that so many pairs can give, before the correction
              "pairs_needed",             # from which number on a difference can be found, after the correction
              "detectable",               # the mean difference that so many pairs find in 4 of 5 studies, or null
@@ -111,6 +112,7 @@ def analyse(
          "cliffs_delta": 0.86,
          "difference", "difference_interval",     # of the mean score, less what is expected of the best of them
          "p", "p_holm", "p_better", "p_worse",    # two-sided, corrected over the arms, and of each direction
+         "of",                           # by what the correction multiplies the smallest p that shows nothing yet
          "smallest_p",                   # that so many seeds can give, before the correction
          "critical": 0.68,               # from which chance on so many seeds are shown to be better; null: they cannot be
          "better": true | false | null}  # null: neither is shown
@@ -205,10 +207,11 @@ class _Evaluation:
         found = {arm: self._arm(arm) for arm in arms}
         for kind in ("against_random", "at_equal_time"):
             comparisons = [arm[kind] for arm in found.values() if arm[kind] is not None]
-            _correct(comparisons)
+            left = _correct(comparisons)
             for comparison in comparisons:
+                comparison["of"] = left
                 comparison["critical"] = inference.critical_chance(
-                    comparison["n"], comparison.pop("drawn"), comparisons=len(comparisons)
+                    comparison["n"], comparison.pop("drawn"), comparisons=left
                 )
                 comparison["better"] = _better(comparison)
         means = {arm: self.sign * numbers["scores"]["mean"] for arm, numbers in found.items() if numbers["n"]}
@@ -340,7 +343,6 @@ class _Evaluation:
             differences = np.array([self.scores[one][seed] - self.scores[other][seed] for seed in seeds])
             test = inference.signed_rank_test(self.sign * differences)
             different = int((differences != 0).sum())
-            deviation = float(differences.std(ddof=1)) if len(seeds) > 1 else math.nan
             pairs.append(
                 {
                     "first": one,
@@ -351,16 +353,17 @@ class _Evaluation:
                     "p": test.p,
                     "favours": None if test.greater == test.less else "first" if test.greater < test.less else "second",
                     "smallest_p": inference.smallest_p_of_pairs(different),
-                    "pairs_needed": inference.pairs_needed(len(combined)),
-                    "detectable": inference.detectable_difference(deviation, len(seeds), comparisons=len(combined)),
-                    "needed": None
-                    if math.isnan(deviation)
-                    else inference.pairs_for(float(differences.mean()), deviation, comparisons=len(combined)),
                 }
             )
-        _correct(pairs)
+        left = _correct(pairs)
         for pair in pairs:
-            favoured = pair.pop("favours")
+            favoured, mean, deviation = pair.pop("favours"), pair["differences"]["mean"], pair["differences"]["sd"]
+            pair["of"] = left
+            pair["pairs_needed"] = inference.pairs_needed(left)
+            pair["detectable"] = pair["needed"] = None
+            if deviation is not None:
+                pair["detectable"] = inference.detectable_difference(deviation, len(pair["seeds"]), comparisons=left)
+                pair["needed"] = inference.pairs_for(mean, deviation, comparisons=left)
             pair["better"] = favoured if pair["p_holm"] <= LEVEL else None
         return pairs
 
@@ -373,10 +376,16 @@ def _better(comparison: Mapping[str, Any]) -> bool | None:
     return None
 
 
-def _correct(tests: Sequence[dict[str, Any]]) -> None:
-    """Add `p_holm` to tests that are made together."""
+def _correct(tests: Sequence[dict[str, Any]]) -> int:
+    """Add `p_holm` to tests that are made together.
+
+    Returns:
+        How many of them show nothing, at least 1. Holm's correction multiplies the smallest p among these by their number, so
+        that it is what another one of them has to do with.
+    """
     for test, corrected in zip(tests, inference.holm([test["p"] for test in tests]), strict=True):
         test["p_holm"] = corrected
+    return max(1, sum(test["p_holm"] > LEVEL for test in tests))
 
 
 def _settings(one: str, other: str, results: Mapping[str, Any], arms: Sequence[str], metric: Metric) -> dict[str, Any]:

@@ -191,13 +191,13 @@ def _what_shows(words: _Words, comparisons: Sequence[_Numbers]) -> list[str]:
     sentences: list[str] = []
     for n in sorted({found["n"] for found in comparisons if found["better"] is None}):
         found = next(found for found in comparisons if found["n"] == n)
-        critical, smallest = found["critical"], found["smallest_p"]
+        critical = found["critical"]
         if n == 1:
             sentences.append("n = 1 says nothing of how searches vary.")
         elif critical is None:
             sentences.append(
                 f"n = {n} and the random architectures of this study are too few to tell: the smallest p that they can give is "
-                f"{_smallest(smallest, len(comparisons))}."
+                f"{_smallest(found)}."
             )
         else:
             sentences.append(
@@ -207,10 +207,9 @@ def _what_shows(words: _Words, comparisons: Sequence[_Numbers]) -> list[str]:
     return sentences
 
 
-def _smallest(p: float, comparisons: int) -> str:
-    if comparisons == 1:
-        return f"{p:.3g}"
-    return f"{p:.3g}, and {min(1.0, p * comparisons):.3g} after the correction for {comparisons} comparisons"
+def _smallest(found: _Numbers) -> str:
+    p, of = found["smallest_p"], found["of"]
+    return f"{p:.3g}" if of == 1 else f"{p:.3g}, and {min(1.0, p * of):.3g} after the correction"
 
 
 def _of_time(words: _Words) -> list[str]:
@@ -311,7 +310,7 @@ def _of_too_few(pairs: Sequence[_Numbers], comparisons: int) -> list[str]:
             what = f"{different} of {n} seeds with different scores are too few to tell apart"
         sentences.append(
             f"{what}: {names}. The smallest p that {_count(different, 'such pair')} can give is "
-            f"{_smallest(here[0]['smallest_p'], comparisons)}; at least {here[0]['pairs_needed']} are needed, and more for a "
+            f"{_smallest(here[0])}; at least {here[0]['pairs_needed']} are needed, and more for a "
             "difference that not every seed shows."
         )
     return sentences

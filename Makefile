@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo search select retrain sweep report dashboard test test-slow test-gpu lint format bench clean
+.PHONY: help setup demo search select retrain sweep tabulate report dashboard test test-slow test-gpu lint format bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ retrain: $(VENV)/installed ## the paper's evaluation; ARGS="genotype=runs/search
 
 sweep: $(VENV)/installed ## both orders with four seeds; ARGS="trainer=gpu"
 	$(BIN)/python -m src.search --multirun order=1,2 seed=0,1,2,3 $(ARGS)
+
+tabulate: $(VENV)/installed ## train every architecture of a small space; ARGS="space=my_space data=my_data"
+	$(BIN)/python -m src.tabulate $(ARGS)
 
 report: $(VENV)/installed ## a table and pages of all runs; RUN=runs/search/RUN for one
 	$(BIN)/python -m src.report $(or $(RUN),runs)

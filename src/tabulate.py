@@ -187,7 +187,14 @@ def overrides_of(config: DictConfig, epochs: int = 1) -> tuple[str, ...]:
     fraction = config.validation_fraction
     held_back = [] if fraction is None else [f"data.validation_fraction={fraction}"]
     quiet = [f"{key}={value}" for key, value in sparing.items() if key not in given]
-    return (f"space={config.space}", f"data={config.data}", *held_back, *quiet, *config.retrain)
+    space = f"space._target_={config.space}" if _is_path(config.space) else f"space={config.space}"
+    data = ["data=own", f"data.source._target_={config.data}"] if _is_path(config.data) else [f"data={config.data}"]
+    return (space, *data, *held_back, *quiet, *config.retrain)
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a name is that of a class or a function, and not that of an option in conf/."""
+    return "." in name
 
 
 def say_plan(config: DictConfig, plan: Plan, missing: Sequence[Job], side: Side) -> None:

@@ -45,16 +45,12 @@ class WithInputs(Four):
         self.read = InputChoice(["first", "second"], n_chosen=1, key="read")
 
 
-def training(kind: type, *more: str) -> str:
-    names = [f"space._target_=test_tabulate.{kind.__name__}", "epochs=1", "data.batch_size=50", *more]
-    return f"retrain=[{','.join(names)}]"
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the folder of a table that was made, the command, and what it said."""
     folder = tmp_path_factory.mktemp("made") / "table"
-    command = ["seeds=2", "jobs=1", f"folder={folder}", training(Four, "trainer=cpu", "trainer.limit_train_batches=2")]
+    short = "retrain=[epochs=1, data.batch_size=50, trainer=cpu, trainer.limit_train_batches=2]"
+    command = ["space=test_tabulate.Four", "seeds=2", "jobs=1", f"folder={folder}", short]
     return folder, command, run("tabulate", *command)
 
 
@@ -75,7 +71,7 @@ def test_the_table_holds_what_the_runs_reached(made: Any) -> None:
     folder, _, _ = made
     table = read_table(folder / "table.json")
     raw = read_json(folder / "table.json")
-    assert raw["command"].startswith("python -m src.tabulate seeds=2")
+    assert raw["command"].startswith("python -m src.tabulate space=test_tabulate.Four seeds=2")
     assert raw["data"]["name"] == "mnist_1d"
     assert raw["choices"] == {"a": ["skip", "twice"], "b": ["skip", "twice"]}
     assert table.runs.shape == (4, 2)
@@ -95,7 +91,7 @@ def test_it_says_what_it_does_and_how_far_the_table_can_be_trusted(made: Any) ->
     folder, _, done = made
     lines = [line.split(maxsplit=1) for line in done.out.splitlines()]
     said = {words[0]: words[-1] for words in lines}
-    assert done.out.startswith("table: small_1d on mnist_1d\n")
+    assert done.out.startswith("table: test_tabulate.Four on mnist_1d\n")
     assert said["architectures"] == "4, of which 3 differ"
     assert said["noise"].endswith("% standard deviation of a training")
     assert said["table"] == str(folder / "table.json")
@@ -119,11 +115,12 @@ def test_the_same_command_trains_what_is_missing(made: Any) -> None:
     ("arguments", "message"),
     [
         (["space=nas_bench_201", "data=digits"], "at_most must be 15625 or more, the number of architectures of nas_bench_201, got 1000"),
+        (["data=examples.diabetes.diabetes", "space=test_tabulate.Four"], "data must be a classification, since a table holds accuracies"),
         (["space=smal_1d"], "unknown space option 'smal_1d', did you mean 'small_1d'?"),
         (["seeds=1"], "seeds must be 2 or more, got 1"),
         (["validation_fraction=null"], "validation_fraction must be above 0, since mnist_1d has no validation split of its own, got None"),
         (["retrain=[seed=3]"], "retrain cannot set seed, which is set for each training"),
-        ([training(WithInputs)], "space must hold LayerChoices alone for a table, but its read is an InputChoice"),
+        (["space=test_tabulate.WithInputs"], "space must hold LayerChoices alone for a table, but its read is an InputChoice"),
         (["sedes=2"], "did you mean 'seeds'?"),
     ],
 )  # fmt: skip

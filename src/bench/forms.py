@@ -32,7 +32,8 @@ from src.spaces.cnn.cells import Supernet
 from src.spaces.cnn.genotypes import NAMED_GENOTYPES
 from src.spaces.cnn.network import Network
 from src.spaces.relaxed import RelaxedSpace
-from src.training.module import in_layout, lay_out
+from src.training.module import Batch, in_layout, lay_out
+from src.training.retrain import RetrainModule
 from src.training.search import SearchModule
 
 CLASSES = 10
@@ -233,8 +234,37 @@ def alpha_error(form: str, sizes: Sizes, hypergradient: Hypergradient) -> float:
     return max(errors)
 
 
-def retrain_step(form: str, sizes: Sizes) -> Step:
-    """Return a function of nothing that takes one training step of DARTS_V2 with auxiliary head and drop path."""
+class RecordedRetrain:
+    """A retrain step whose gradient is replayed as a CUDA graph, without the Trainer around it."""
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, sizes: Sizes) -> None:
+        self.optimizer, self.batch, self.sizes = optimizer, batch, sizes
+        self.module = RetrainModule(
+            network,
+            task=Classification([str(label) for label in range(CLASSES)]),
+            optimizer=lambda parameters: optimizer,
+            scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=600),
+            graphs=True,
+        ).to(sizes.device)
+        self.module.start_graphs()
+
+    def __call__(self) -> None:
+        """Step the weights."""
+        weights = list(self.module.net.parameters())
+        with autocast(self.sizes.device, self.sizes.precision):
+            found = self.module.recorded_gradients(self.batch)
+        assert found.gradients is not None
+        for weight, gradient in zip(weights, found.gradients, strict=True):
+            weight.grad = gradient
+        nn.utils.clip_grad_norm_(weights, 5.0)
+        self.optimizer.step()
+
+
+def retrain_step(form: str, sizes: Sizes, *, graphs: bool = False) -> Step:
+    """Return a function of nothing that takes one training step of DARTS_V2 with auxiliary head and drop path.
+
+    `graphs` is for a form of this code.
+    """
     torch.manual_seed(0)
     implementation, _, layout = form.partition(", ")
     ours = implementation != "published"
@@ -255,8 +285,10 @@ def retrain_step(form: str, sizes: Sizes) -> Step:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         images = _channels_last(images)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4, fused=ours)
+    if graphs:
+        return RecordedRetrain(network, optimizer, (images, labels), sizes)
 
-    def step() -> None:
+    def plain_step() -> None:
         optimizer.zero_grad()
         with autocast(sizes.device, sizes.precision):
             logits, auxiliary = network(images)
@@ -266,7 +298,7 @@ def retrain_step(form: str, sizes: Sizes) -> Step:
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
 
-    return step
+    return plain_step
 
 
 DATA_BATCHES = 64  # in an epoch of `data_step`

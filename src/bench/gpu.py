@@ -4,7 +4,8 @@ Rows come in the order of what they tell, each is printed and written as soon as
 of memory, an error of a capture) is a row with its message. They are measured in a process of their own, since an error of
 CUDA can spoil all that follows in its process; another one takes the row after.
 
-- ms: median of the steps after warm-up, each between two waits for the device.
+- ms: median of the steps after warm-up, each between two waits for the device; least and most: of them. There are as many
+  as asked for, and more of short ones.
 - kernels, busy ms: of one step, by the profiler: how many kernels ran, and for how long in all. Where the busy time is much
   less than the time of a step, the host is what one waits for.
 - GB: the peak of allocated memory during the steps.
@@ -33,6 +34,7 @@ from src.bench.forms import (
     DATA_BATCHES,
     HYPERGRADIENTS,
     OurSearch,
+    RecordedRetrain,
     Sizes,
     Step,
     data_step,
@@ -46,7 +48,9 @@ from src.bench.forms import (
 )
 from src.bench.measuring import Row, Rows, timed, wait
 from src.common.errors import shorten
+from src.training.graphs import Graphs
 
+SECONDS, MOST = 1.0, 20  # steps are repeated for so long, or so often
 WARM_UP = 3  # steps before those that count; with graphs, the third is recorded
 ROW_SECONDS = 120  # after which a row has failed
 ERROR_BATCH = 32  # images of the gradient whose error is measured, or fewer: the float64 graph has to fit
@@ -62,7 +66,7 @@ class Case:
         form: as in src/bench/forms.py.
         hypergradient: a name in `HYPERGRADIENTS`, of a search.
         precision: `fp32` or `bf16`.
-        graphs: whether the gradients are replayed as CUDA graphs.
+        graphs: whether the gradients are replayed as CUDA graphs; on a CPU such a case is left out.
         batch: images in a batch, or None for that of the sizes.
     """
 
@@ -96,17 +100,21 @@ def cases() -> Iterator[Case]:
     for graphs in (True, False):
         yield from (Case("search", "merged", order, graphs=graphs) for order in orders)
     yield from (Case("search", "merged", order, precision="bf16", graphs=True) for order in orders)
+    for precision in ("fp32", "bf16"):
+        yield from (Case("retrain", "reference", precision=precision, graphs=graphs) for graphs in (True, False))
+    yield from (Case("search", "merged", order, precision="bf16") for order in reversed(orders))
+    yield Case("search", "published", "first_order")
+    yield from (Case("data", form) for form in ("this code", "published"))
     yield from (Case("search", "merged", "exact", graphs=graphs) for graphs in (True, False))
     yield Case("search", "merged", "float64_difference", graphs=True)
-    yield from (Case("search", form, "first_order") for form in ("published", "reference"))
+    yield Case("search", "published", "finite_difference")
+    yield from (Case("retrain", "published", precision=precision) for precision in ("fp32", "bf16"))
+    yield Case("search", "reference", "first_order")
     yield from (Case("search", "reference", order, graphs=True) for order in orders)
-    yield from (Case("search", form, "finite_difference") for form in ("published", "reference"))
+    yield Case("search", "reference", "finite_difference")
     yield Case("search", "reference", "exact")
-    for form in ("merged", "reference", "published"):
+    for form in ("reference", "published"):
         yield from (Case("search", form, order, precision="bf16") for order in reversed(orders))
-    for precision in ("fp32", "bf16"):
-        yield from (Case("retrain", form, precision=precision) for form in ("reference", "published"))
-    yield from (Case("data", form) for form in ("this code", "published"))
     for precision in ("fp32", "bf16"):
         yield from (
             Case("search", "published, channels_last", order, precision=precision) for order in reversed(orders)
@@ -218,19 +226,27 @@ def _named(case: Case, sizes: Sizes) -> Row:
 def _search(case: Case, sizes: Sizes) -> Rows:
     hypergradient = HYPERGRADIENTS[case.hypergradient]
     search = search_form(case.form, sizes, hypergradient)
-    graphs = None
     if case.graphs:
         assert isinstance(search, OurSearch)
         search.module.start_graphs()
-        graphs = search.module.graphs
-        assert graphs is not None
     yield from _measured(partial(search, laid_out(case.form, noise(sizes))), sizes)
-    if graphs is not None and graphs.why_not is not None:  # the steps ran as usual
+    if case.graphs:
+        assert isinstance(search, OurSearch)
+        _check_recorded(search.module.graphs)
+
+
+def _check_recorded(graphs: Graphs | None) -> None:
+    """Raise an error if steps that were to be replayed ran as usual."""
+    assert graphs is not None
+    if graphs.why_not is not None:
         raise RuntimeError(graphs.why_not)
 
 
 def _retrain(case: Case, sizes: Sizes) -> Rows:
-    yield from _measured(retrain_step(case.form, sizes), sizes)
+    step = retrain_step(case.form, sizes, graphs=case.graphs)
+    yield from _measured(step, sizes)
+    if isinstance(step, RecordedRetrain):
+        _check_recorded(step.module.graphs)
 
 
 def _data(case: Case, sizes: Sizes) -> Rows:
@@ -247,7 +263,10 @@ def _measured(step: Step, sizes: Sizes) -> Rows:
     on_gpu = sizes.device == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    yield {"ms": 1e3 * statistics.median(timed(step, sizes.device) for _ in range(sizes.pairs))}
+    times: list[float] = []
+    while len(times) < sizes.pairs or (sum(times) < SECONDS and len(times) < MOST):
+        times.append(1e3 * timed(step, sizes.device))
+    yield {"ms": statistics.median(times), "least": min(times), "most": max(times), "steps": len(times)}
     if on_gpu:
         yield {"GB": torch.cuda.max_memory_allocated() / 1e9}
         yield _kernels(step)

@@ -89,7 +89,7 @@ def say_plan(config: DictConfig, record: Record, module: TrainingModule, data: A
     say(
         table(
             [
-                ("device", device(record.machine, trainer.precision)),
+                ("device", device(record.machine, trainer.precision, graphs=module.graphs is not None)),
                 ("network", network(record, module)),
                 ("data", samples(record.data)),
                 ("training", f"{steps(trainer, config.epochs)}{validation}"),

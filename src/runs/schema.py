@@ -56,7 +56,7 @@ class SearchConfig:
     resume: str | None = None
     plan: bool = False
     checkpoint_minutes: float | None = MISSING
-    graphs: bool = False
+    graphs: Any = False
     sweep: Sweep = field(default_factory=Sweep)
     data: Any = MISSING
     space: Any = MISSING
@@ -81,7 +81,7 @@ class RetrainConfig:
     resume: str | None = None
     plan: bool = False
     checkpoint_minutes: float | None = MISSING
-    graphs: bool = False
+    graphs: Any = False
     sweep: Sweep = field(default_factory=Sweep)
     data: Any = MISSING
     space: Any = MISSING

@@ -61,7 +61,7 @@ class Opening(L.Callback):
                 table(
                     [
                         ("folder", str(self.folder)),
-                        ("device", device(self.record.machine, trainer.precision)),
+                        ("device", device(self.record.machine, trainer.precision, graphs=pl_module.graphs is not None)),
                         ("network", network(self.record, pl_module)),
                         (
                             "data",
@@ -102,12 +102,13 @@ def headline(record: Record) -> str:
     return f"{record.kind}: {', '.join([*parts, f'seed {record.seed}'])}"
 
 
-def device(machine: Mapping[str, Any], precision: str) -> str:
+def device(machine: Mapping[str, Any], precision: str, *, graphs: bool) -> str:
     """Return what a run computes on."""
     several = "" if machine["processes"] == 1 else f", {machine['processes']} processes"
     count = machine["threads"]
     name = re.sub("^cpu ", "CPU ", machine["device"])
-    return f"{name}{several}, {count} thread{'s' if count > 1 else ''}, precision {precision}"
+    recorded = ", CUDA graphs" if graphs else ""
+    return f"{name}{several}, {count} thread{'s' if count > 1 else ''}, precision {precision}{recorded}"
 
 
 def network(record: Record, module: TrainingModule) -> str:

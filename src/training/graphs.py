@@ -63,6 +63,7 @@ class Graphs:
     Args:
         recorder: makes them.
         parts: their names, in the order in which they run in a step.
+        setting: what asked for them, for the line that says why there are none.
 
     Attributes:
         why_not: why the parts run as usual, or None while they are recorded.
@@ -71,9 +72,10 @@ class Graphs:
         replays: how often each part was replayed after that.
     """
 
-    def __init__(self, recorder: Recorder, parts: Sequence[str]) -> None:
+    def __init__(self, recorder: Recorder, parts: Sequence[str], setting: str = "graphs=true") -> None:
         self.recorder = recorder
         self.parts = tuple(parts)
+        self.setting = setting
         self.why_not: str | None = None
         self.error: Exception | None = None
         self.records = Counter[str]()
@@ -130,7 +132,7 @@ class Graphs:
                 complaint = f"{type(first).__name__}: {shorten(first, 200)}"
         self._recordings.clear()
         self.why_not = f"the gradient of the {part} cannot be recorded ({complaint})"
-        print(f"graphs=true: {self.why_not}; all steps run without graphs", file=sys.stderr)
+        print(f"{self.setting}: {self.why_not}; all steps run without graphs", file=sys.stderr)
         return program(*arguments)
 
     def _warm(self, program: Callable[[], Result], device: torch.device) -> tuple[Result, str | None]:

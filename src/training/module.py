@@ -23,7 +23,9 @@ from src.training.graphs import CudaGraphs, Graphs
 
 CHECKPOINT_FORMAT = 1
 WEIGHTS_PART = "weights"  # of a step: what `Graphs` records
+AUTO = "auto"  # a choice of `graphs`
 Batch = tuple[Tensor, Tensor]  # inputs (N, ...), targets (N, ...)
+_OWN_PACKAGES = (__name__.partition(".")[0], "torch")
 _UNREAD = 2  # checks of gradients on a GPU whose values the host has not read yet: those of one search step
 
 
@@ -97,11 +99,15 @@ class TrainingModule(L.LightningModule):
         training_maxima: names of values of which a training epoch has the largest.
         gradient_clip: largest norm of the weights' gradient.
         seed: of the run.
-        graphs: whether gradients are recorded and replayed as CUDA graphs, where that can be done.
+        graphs: whether gradients are recorded and replayed as CUDA graphs, where that can be done; `auto` leaves out
+            what holds code of others, of which a recording might miss something.
 
     Attributes:
         graphs: the recordings, or None if there are none.
         parts: the names of what is recorded, in the order of a step.
+
+    Raises:
+        ConfigError: an argument is none of the allowed ones.
     """
 
     def __init__(
@@ -114,9 +120,11 @@ class TrainingModule(L.LightningModule):
         training_maxima: Iterable[str] = (),
         gradient_clip: float,
         seed: int,
-        graphs: bool = False,
+        graphs: bool | str = False,
     ) -> None:
         super().__init__()
+        if graphs not in (AUTO, True, False):
+            raise must_be("graphs", "auto, true or false", graphs)
         if gradient_clip <= 0:
             raise must_be("gradient_clip", "a number above 0", gradient_clip)
         self.net = net
@@ -188,12 +196,35 @@ class TrainingModule(L.LightningModule):
             self.start_graphs()
 
     def start_graphs(self) -> None:
-        """Record the gradients of the steps that follow; where that cannot be done, say so in one line."""
-        why_not = self.no_graphs()
+        """Record the gradients of the steps that follow.
+
+        Where that cannot be done, one line says so. With `auto` it does only where `graphs=true` would record them.
+        """
+        is_auto, why_not = self._wants_graphs == AUTO, self.no_graphs()
+        setting = "graphs=auto" if is_auto else "graphs=true"
+        if is_auto and why_not is not None:
+            return
+        if is_auto:
+            why_not = self._foreign()
         if why_not is None:
-            self.graphs = Graphs(CudaGraphs(self.device), self.parts)
+            self.graphs = Graphs(CudaGraphs(self.device), self.parts, setting)
         elif processes.rank() == 0:
-            print(f"graphs=true: {why_not}; all steps run without graphs", file=sys.stderr)
+            print(f"{setting}: {why_not}; all steps run without graphs", file=sys.stderr)
+
+    def _foreign(self) -> str | None:
+        """Return what takes part in a step and belongs neither to this project nor to PyTorch, or None.
+
+        What such code does besides tensor operations, a recording would freeze without an error.
+        """
+        for one in (self, *self.net.modules(), *self._collaborators()):
+            package = (getattr(one, "__module__", None) or _OWN_PACKAGES[0]).partition(".")[0]
+            if package not in _OWN_PACKAGES:
+                return f"{getattr(one, '__qualname__', type(one).__qualname__)} is code of your own (graphs=true: record it)"
+        return None
+
+    def _collaborators(self) -> Iterator[object]:
+        """Yield what computes in a step besides the network."""
+        yield self.task
 
     def no_graphs(self) -> str | None:
         """Return why there are no graphs for this module, or None."""

@@ -40,7 +40,7 @@ class RetrainModule(TrainingModule):
         auxiliary_weight: float = 0.4,
         drop_path: float = 0.0,
         seed: int = 0,
-        graphs: bool = False,
+        graphs: bool | str = False,
     ) -> None:
         for name, value, highest in (("auxiliary_weight", auxiliary_weight, 1e6), ("drop_path", drop_path, 0.999)):
             if not 0 <= value <= highest:
@@ -86,10 +86,7 @@ class RetrainModule(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss, the auxiliary head's share included, and the task's score."""
-        if self.graphs is None:
-            found = self.losses(batch)
-        else:
-            found = self._recorded(WEIGHTS_PART, self.gradients, batch, frozen=getattr(self.net, "drop_path", None))
+        found = self.losses(batch) if self.graphs is None else self.recorded_gradients(batch)
         self._gradients = found.gradients
         _, targets = batch
         loss, outputs = found.loss.detach(), found.outputs.detach()
@@ -116,6 +113,10 @@ class RetrainModule(TrainingModule):
         set_gradients(weights, torch.autograd.grad(found.total, weights, allow_unused=True))
         gradients = [weight.grad for weight in weights]
         return RetrainStep(found.loss.detach(), found.total.detach(), found.outputs.detach(), gradients)
+
+    def recorded_gradients(self, batch: Batch) -> RetrainStep:
+        """Return what `gradients` does, from a recording if there are any."""
+        return self._recorded(WEIGHTS_PART, self.gradients, batch, frozen=getattr(self.net, "drop_path", None))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Differentiate the loss, unless a recording has done so."""

@@ -112,7 +112,7 @@ class SearchModule(TrainingModule):
         method: Method | None = None,
         gradient_clip: float = 5.0,
         seed: int = 0,
-        graphs: bool = False,
+        graphs: bool | str = False,
     ) -> None:
         method = method or Method()
         method.check_hypergradient(hypergradient)
@@ -224,6 +224,12 @@ class SearchModule(TrainingModule):
         """Refuse a precision in which the hypergradient would be wrong."""
         super().on_fit_start()
         check_precision(self.trainer.precision)
+
+    def _collaborators(self) -> Iterator[object]:
+        """Yield what computes in a step besides the network."""
+        method = self.method
+        yield from (*super()._collaborators(), self.hypergradient, method)
+        yield from (method.relaxation, method.penalty, method.perturbation, method.hypergradient)
 
     def no_graphs(self) -> str | None:
         """Return why there are no graphs for this search, or None."""

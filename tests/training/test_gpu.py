@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -587,23 +586,24 @@ def test_a_retrain_with_graphs_equals_one_without(deterministic: None) -> None:
     assert recorded(found).replays == {WEIGHTS_PART: 2 * 6 - 2 - 2}
 
 
-def test_the_command(tmp_path: Path) -> None:
-    for module in ("hydra", "omegaconf", "wandb"):
+def test_the_commands(tmp_path: Path) -> None:
+    """Unless told otherwise they use graphs, and come to what they do without."""
+    for module in ("hydra", "omegaconf"):
         pytest.importorskip(module)
-    settings = [*SMALL, *FEW, "data=digits", "order=2", "epochs=2", "trainer=gpu", "trainer.limit_train_batches=6"]
-    rows, states = [], []
-    for graphs in ("false", "true"):
-        folder = tmp_path / graphs
-        done = start(
-            "-m", "src.search", *settings, "trainer.limit_val_batches=2", f"graphs={graphs}", f"folder={folder}"
-        )
-        assert done.code == 0, done.err
-        assert "graphs" not in done.err, done.err
-        rows.append(read_csv(folder / "metrics.csv"))
-        states.append(read_json(folder / "result.json")["status"])
-    assert states == ["ok", "ok"]
-    losses = [[float(row["train_loss"]) for row in run] for run in rows]
-    assert losses[1] == pytest.approx(losses[0], rel=0.05), (losses, sys.version)
+    settings = ["epochs=2", "trainer=gpu", "trainer.limit_train_batches=6", "trainer.limit_val_batches=2", *SMALL]
+    search = ["src.search", *settings, *FEW, "data=digits", "order=2"]
+    retrain = ["src.retrain", *settings, "data=digits", "genotype=DARTS_V2", "trainer.limit_test_batches=2"]
+    for command in (search, retrain):
+        losses = []
+        for graphs in ([], ["graphs=false"]):
+            folder = tmp_path / f"{command[0]}{len(graphs)}"
+            done = start("-m", *command, *graphs, f"folder={folder}")
+            assert done.code == 0, done.err
+            assert "graphs=" not in done.err, done.err
+            assert ("CUDA graphs" in done.out) is not bool(graphs), done.out
+            assert read_json(folder / "result.json")["status"] == "ok"
+            losses.append([float(row["train_loss"]) for row in read_csv(folder / "metrics.csv")])
+        assert losses[1] == pytest.approx(losses[0], rel=0.05), losses
 
 
 # Last, since a capture that fails may leave CUDA in a state that other tests would suffer from.

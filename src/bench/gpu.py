@@ -8,7 +8,7 @@ CUDA can spoil all that follows in its process; another one takes the row after.
   as asked for, and more of short ones.
 - kernels, busy ms: of one step, by the profiler: how many kernels ran, and for how long in all. Where the busy time is much
   less than the time of a step, the host is what one waits for.
-- GB: the peak of allocated memory during the steps.
+- GB: the peak of allocated memory during the steps and the warm-up: a replay allocates nothing.
 - gradient error, in rows of their own at the end: of the alphas' gradient at the start of a search of digits, relative to
   that of the reference form in float64 on the same device. Where PyTorch's default lets convolutions compute in TF32, so do the rows in fp32.
 
@@ -257,12 +257,12 @@ def _data(case: Case, sizes: Sizes) -> Rows:
 
 def _measured(step: Step, sizes: Sizes) -> Rows:
     """Yield what the steps of a case took."""
-    for _ in range(WARM_UP):
-        step()
-    wait(sizes.device)
     on_gpu = sizes.device == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
+    for _ in range(WARM_UP):
+        step()
+    wait(sizes.device)
     times: list[float] = []
     while len(times) < sizes.pairs or (sum(times) < SECONDS and len(times) < MOST):
         times.append(1e3 * timed(step, sizes.device))

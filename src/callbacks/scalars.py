@@ -101,7 +101,8 @@ class Scalars(L.Callback):
             return
         if not trainer.loggers or not trainer.is_global_zero:
             return
-        values = {**pl_module.step_values, **self._rates, **_memory(pl_module.device)}
+        # The clock is read when a GPU has done the step: values of it are waited for first.
+        values = {**_on_host(pl_module.step_values), **self._rates, **_memory(pl_module.device)}
         now = time.monotonic()
         if self._since is not None and now > self._since:
             values["time/samples_per_second"] = self._samples / (now - self._since)

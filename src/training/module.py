@@ -219,7 +219,8 @@ class TrainingModule(L.LightningModule):
         for one in (self, *self.net.modules(), *self._collaborators()):
             package = (getattr(one, "__module__", None) or _OWN_PACKAGES[0]).partition(".")[0]
             if package not in _OWN_PACKAGES:
-                return f"{getattr(one, '__qualname__', type(one).__qualname__)} is code of your own (graphs=true: record it)"
+                name = getattr(one, "__qualname__", type(one).__qualname__)
+                return f"{name} is code of your own, which graphs=true would record"
         return None
 
     def _collaborators(self) -> Iterator[object]:

@@ -9,6 +9,7 @@ import sys
 import warnings
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from src import dashboard
+from src.callbacks import scalars
 from src.callbacks.alphas import groups
 from src.callbacks.loggers import Identity, StepsFile
 from src.dashboard import PANELS
@@ -87,6 +89,22 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Offline:
 @pytest.fixture(scope="module")
 def history(searched: Offline) -> list[dict[str, Any]]:
     return [record["item"] for record in searched.records("history")]
+
+
+def test_samples_a_second_include_the_wait_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host has launched a step long before a GPU has done it; here reading values from the GPU takes a second."""
+    now, on_host = [0.0], scalars._on_host
+
+    def waiting(values: Any) -> Any:
+        now[0] += 1
+        return on_host(values)
+
+    monkeypatch.setattr(scalars, "_on_host", waiting)
+    monkeypatch.setattr(scalars, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    done = run("search", *SEARCH, "order=1", "epochs=1", "data.batch_size=16", f"folder={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    rows = read_csv(tmp_path / "run" / "steps.csv")
+    assert [float(row["time/samples_per_second"]) for row in rows] == [16, 16]
 
 
 class TestSearch:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import lightning as L
 import pytest
 import torch
-from commands import FEW, SMALL, read_csv, read_json, start
+from commands import FEW, SMALL, begin, read_csv
 from torch import Tensor, nn
 
 from src.bilevel import precision
@@ -590,20 +590,27 @@ def test_the_commands(tmp_path: Path) -> None:
     """Unless told otherwise they use graphs, and come to what they do without."""
     for module in ("hydra", "omegaconf"):
         pytest.importorskip(module)
-    settings = ["epochs=2", "trainer=gpu", "trainer.limit_train_batches=6", "trainer.limit_val_batches=2", *SMALL]
-    search = ["src.search", *settings, *FEW, "data=digits", "order=2"]
-    retrain = ["src.retrain", *settings, "data=digits", "genotype=DARTS_V2", "trainer.limit_test_batches=2"]
-    for command in (search, retrain):
-        losses = []
-        for graphs in ([], ["graphs=false"]):
-            folder = tmp_path / f"{command[0]}{len(graphs)}"
-            done = start("-m", *command, *graphs, f"folder={folder}")
-            assert done.code == 0, done.err
-            assert "graphs=" not in done.err, done.err
-            assert ("CUDA graphs" in done.out) is not bool(graphs), done.out
-            assert read_json(folder / "result.json")["status"] == "ok"
-            losses.append([float(row["train_loss"]) for row in read_csv(folder / "metrics.csv")])
-        assert losses[1] == pytest.approx(losses[0], rel=0.05), losses
+    settings = ["epochs=2", "trainer=gpu", "trainer.limit_train_batches=6", *SMALL, "data=digits"]
+    commands = {
+        "search": [*settings, *FEW, "order=2", "trainer.limit_val_batches=2"],
+        "retrain": [*settings, "genotype=DARTS_V2", "trainer.limit_test_batches=2"],
+    }
+    choices = {"auto": [], "false": ["graphs=false"]}
+    running = {
+        (command, graphs): begin(command, *overrides, *choice, f"folder={tmp_path / f'{command}_{graphs}'}")
+        for command, overrides in commands.items()
+        for graphs, choice in choices.items()
+    }
+    losses: dict[tuple[str, str], list[float]] = {}
+    for (command, graphs), process in running.items():
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert "graphs=" not in err
+        assert ("CUDA graphs" in out) == (graphs == "auto"), out
+        rows = read_csv(tmp_path / f"{command}_{graphs}" / "metrics.csv")
+        losses[command, graphs] = [float(row["train_loss"]) for row in rows]
+    for command in commands:
+        assert losses[command, "auto"] == pytest.approx(losses[command, "false"], rel=0.05), losses
 
 
 # Last, since a capture that fails may leave CUDA in a state that other tests would suffer from.

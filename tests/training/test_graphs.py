@@ -18,6 +18,7 @@ from test_search_step import CLASSES, SHAPE, batches, fit, search_module
 from torch import Tensor, nn
 
 from src.bilevel.hypergradient import Exact, FirstOrder, OneSided, of_order
+from src.common.errors import ConfigError
 from src.data.tasks import Classification
 from src.methods.method import Method
 from src.methods.penalties import BetaDecay
@@ -26,7 +27,7 @@ from src.methods.relaxations import GumbelHard, Softmax
 from src.runs.resume import experiment_of, first_difference
 from src.spaces.choices import LayerChoice
 from src.spaces.cnn.cells import Supernet
-from src.training import graphs
+from src.training import graphs, module
 from src.training.graphs import WARM_UP, Graphs
 from src.training.module import WEIGHTS_PART
 from src.training.search import ALPHAS_PART, TOGETHER_PART, SearchModule
@@ -311,6 +312,45 @@ def test_methods_that_choose_on_the_host_have_no_graphs(
     assert capsys.readouterr().err == (
         "graphs=true: GumbelHard chooses operations on the host in every step; all steps run without graphs\n"
     )
+
+
+@pytest.mark.parametrize("setting", ["auto", True])
+def test_auto_records_what_is_known(
+    setting: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a space, a task or a slot of one's own does besides tensor operations, a recording would freeze."""
+    monkeypatch.setattr(SearchModule, "device", torch.device("cuda"))
+    monkeypatch.setattr(module, "CudaGraphs", lambda device: Taped())
+
+    def said(**settings: Any) -> str:
+        search = small(FirstOrder(), recorded=False, graphs=setting, **settings)
+        search.start_graphs()
+        text = capsys.readouterr().err
+        assert (search.graphs is None) == bool(text)
+        assert search.graphs is None or search.graphs.setting == f"graphs={setting}".lower()
+        return text
+
+    known = Supernet(input_shape=SHAPE, num_classes=CLASSES, channels=2, cells=3, nodes=2)
+    assert said(space=known) == ""
+    own: dict[str, dict[str, Any]] = {
+        "Small": {},
+        "Synchronising": {"space": known, "task": Synchronising([str(label) for label in range(CLASSES)])},
+        "SoftGumbel": {"space": known, "method": Method(relaxation=SoftGumbel())},
+    }
+    for name, settings in own.items():
+        line = (
+            f"graphs=auto: {name} is code of your own, which graphs=true would record; all steps run without graphs\n"
+        )
+        assert said(**settings) == ("" if setting is True else line)
+
+
+def test_auto_is_silent_where_there_can_be_no_graphs(capsys: pytest.CaptureFixture[str]) -> None:
+    search = small(FirstOrder(), recorded=False, graphs="auto")
+    search.start_graphs()
+    assert search.graphs is None
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ConfigError, match=r"^graphs must be auto, true or false, got on$"):
+        small(FirstOrder(), recorded=False, graphs="on")
 
 
 def test_graphs_are_no_part_of_an_experiment() -> None:

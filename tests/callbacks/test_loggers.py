@@ -101,10 +101,12 @@ def test_samples_a_second_include_the_wait_for_a_gpu(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(scalars, "_on_host", waiting)
     monkeypatch.setattr(scalars, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    done = run("search", *SEARCH, "order=1", "epochs=1", "data.batch_size=16", f"folder={tmp_path / 'run'}")
+    done = run(
+        "search", *SEARCH, "order=1", "epochs=1", "data.batch_size=16", "diagnostics=none", f"folder={tmp_path / 'run'}"
+    )
     assert done.code == 0, done.err
-    rows = read_csv(tmp_path / "run" / "steps.csv")
-    assert [float(row["time/samples_per_second"]) for row in rows] == [16, 16]
+    first, *_ = read_csv(tmp_path / "run" / "steps.csv")
+    assert float(first["time/samples_per_second"]) == 16
 
 
 class TestSearch:

@@ -50,7 +50,7 @@ from src.bench.measuring import Row, Rows, timed, wait
 from src.common.errors import shorten
 from src.training.graphs import Graphs
 
-SECONDS, MOST = 1.0, 20  # steps are repeated for so long, or so often
+SECONDS, MOST = 1.0, 20  # short steps are repeated for so long, at most so often
 WARM_UP = 3  # steps before those that count; with graphs, the third is recorded
 ROW_SECONDS = 120  # after which a row has failed
 ERROR_BATCH = 32  # images of the gradient whose error is measured, or fewer: the float64 graph has to fit
@@ -263,10 +263,11 @@ def _measured(step: Step, sizes: Sizes) -> Rows:
     for _ in range(WARM_UP):
         step()
     wait(sizes.device)
-    times: list[float] = []
-    while len(times) < sizes.pairs or (sum(times) < SECONDS and len(times) < MOST):
-        times.append(1e3 * timed(step, sizes.device))
-    yield {"ms": statistics.median(times), "least": min(times), "most": max(times), "steps": len(times)}
+    seconds: list[float] = []
+    while len(seconds) < sizes.pairs or (sum(seconds) < SECONDS and len(seconds) < MOST):
+        seconds.append(timed(step, sizes.device))
+    middle, least, most = (1e3 * of(seconds) for of in (statistics.median, min, max))
+    yield {"ms": middle, "least": least, "most": most, "steps": len(seconds)}
     if on_gpu:
         yield {"GB": torch.cuda.max_memory_allocated() / 1e9}
         yield _kernels(step)

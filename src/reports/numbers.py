@@ -84,6 +84,12 @@ def chance(p: float | None, level: float = 0.05) -> str:
     return f"{p:.{digits}g}"
 
 
+def p_value(p: float | None, level: float = 0.05) -> str:
+    """Return a p-value for a sentence: `p = 0.031`, or `p < 0.001`."""
+    text = chance(p, level)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
 def count(value: float | None) -> str:
     """Return how many of something, with a digit after the point where that is small and not whole."""
     if value is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from src.reports.arms import DOT, ROW, Drawn, Picture, picture_of_regrets, picture_of_scores
 from src.reports.names import colours, edge_name, in_order, words
-from src.reports.numbers import UNKNOWN, Unit, chance, count, duration, share
+from src.reports.numbers import UNKNOWN, Unit, chance, count, duration, p_value, share
 from src.reports.page import embedded, environment
 from src.reports.plots import GROUP_COLOURS, Palette, Plot, plot, plot_data
 from src.reports.settings import Row, name_of
@@ -261,7 +261,9 @@ def _picture(result: Mapping[str, Any], analysis: Mapping[str, Any], unit: Unit,
             for seed, score in zip(numbers["seeds"], numbers["scores"]["values"], strict=True)
         ]
         value = _mean(numbers[kind], write, unit)
-        rows.append(Drawn(arm, look[arm], numbers[kind], dots, value, _against(numbers)))
+        rows.append(
+            Drawn(arm, look[arm], numbers[kind], dots, value, _against(numbers["against_random"], analysis["level"]))
+        )
     marks: list[tuple[str, float]] = []
     if random is not None:
         best = {f"best of {k}:": value for k, value in random["expected_best"].items() if k in ("10", "100")}
@@ -302,20 +304,23 @@ def _mean(summary: Mapping[str, Any], write: Callable[[float], str], unit: Unit)
     return write(summary["mean"]) + (f" ({ends})" if ends else "")
 
 
-def _against(numbers: Mapping[str, Any]) -> str:
+def _against(found: Mapping[str, Any] | None, level: float) -> str:
     """Return how an arm compares with random architectures, in a few words."""
-    found = numbers["against_random"]
     if found is None:
         return ""
     than = "random" if found["budget"] == 1 else f"the best of {count(found['budget'])} random ones"
-    said = {True: f"better than {than}", False: f"worse than {than}", None: "no difference shown"}[found["better"]]
+    said = {
+        "better": f"better than {than}",
+        "worse": f"worse than {than}",
+        "neither": "neither better nor worse",
+        "not shown": "no difference shown",
+    }[_verdict(found, level)]
     return f"{said}, {_p(found['p_holm'])}"
 
 
 def _p(p: float | None) -> str:
     """Return a p-value for a sentence, which no line break divides."""
-    text = chance(p)
-    return f"p {text if text.startswith('<') else f'= {text}'}".replace(" ", "\u00a0")
+    return p_value(p).replace(" ", "\u00a0")
 
 
 def _arms(result: Mapping[str, Any], analysis: Mapping[str, Any], unit: Unit, look: Mapping[str, str]) -> Grid:
@@ -340,9 +345,11 @@ def _arms(result: Mapping[str, Any], analysis: Mapping[str, Any], unit: Unit, lo
         Heading("percentile", "share of all architectures that are worse, the mean over the seeds"): [
             _shares(numbers["percentile"]) for numbers in arms.values()
         ],
-        Heading("p", f"against {best}, two-sided, corrected by Holm's method over the arms"): [
-            _tested(numbers["against_random"]) for numbers in arms.values()
-        ],
+        Heading(
+            "p",
+            f"against {best}, two-sided, corrected by Holm's method over the arms; where it is small and the verdict "
+            "neither, the seeds differ more than random architectures do",
+        ): [_tested(numbers["against_random"], analysis["level"]) for numbers in arms.values()],
         Heading("chance", f"that an architecture of the arm is better than {best}"): [
             _chance(numbers["against_random"], numbers["percentile"]) for numbers in arms.values()
         ],
@@ -376,11 +383,11 @@ def _arms(result: Mapping[str, Any], analysis: Mapping[str, Any], unit: Unit, lo
     return _grid("Arms, with 95 % intervals of the means", "arm", columns, names)
 
 
-def _tested(found: Mapping[str, Any] | None) -> Entry:
+def _tested(found: Mapping[str, Any] | None, level: float) -> Entry:
     """Return the p-value of a comparison with random architectures, and its verdict."""
     if found is None:
         return Entry(UNKNOWN)
-    return Entry(chance(found["p_holm"]), _verdict(found), is_shown=found["better"] is not None)
+    return Entry(chance(found["p_holm"]), _verdict(found, level), is_shown=found["better"] is not None)
 
 
 def _chance(found: Mapping[str, Any] | None, percentile: object) -> Entry:
@@ -394,8 +401,11 @@ def _missing(numbers: Mapping[str, Any]) -> str:
     return f"{numbers['missing']} missing" if numbers["missing"] else ""
 
 
-def _verdict(comparison: Mapping[str, Any]) -> str:
-    return {True: "better", False: "worse", None: "not shown"}[comparison["better"]]
+def _verdict(comparison: Mapping[str, Any], level: float) -> str:
+    """Return `better`, `worse` or `not shown`; `neither` where the seeds differ more than random architectures do."""
+    if comparison["better"] is None:
+        return "neither" if comparison["p_holm"] <= level else "not shown"
+    return "better" if comparison["better"] else "worse"
 
 
 def _shares(summary: Mapping[str, Any] | None) -> Entry:
@@ -436,7 +446,11 @@ def _details(arms: Mapping[str, Any], analysis: Mapping[str, Any], unit: Unit, l
         Heading("p at equal time", "against the best of as many random architectures as could be trained meanwhile"): [
             Entry(UNKNOWN)
             if found is None
-            else _tested(found)._replace(below=f"{_verdict(found)}, best of {count(found['budget'])}")
+            else Entry(
+                chance(found["p_holm"]),
+                f"{_verdict(found, analysis['level'])}, best of {count(found['budget'])}",
+                is_shown=found["better"] is not None,
+            )
             for found in (numbers["at_equal_time"] for numbers in arms.values())
         ],
         Heading("skips", "share of the choices; below it that of random architectures"): [
@@ -478,12 +492,20 @@ def _pairs(pairs: Sequence[Mapping[str, Any]], unit: Unit, look: Mapping[str, st
             Entry(chance(pair["p_holm"]), f"alone {chance(pair['p'])}", pair["better"] is not None) for pair in pairs
         ],
         Heading("result"): [Entry(better[pair["better"]], "", pair["better"] is not None) for pair in pairs],
-        Heading("detectable", _in(unit.points, "the difference that so many pairs find in 4 of 5 studies")): [
-            Entry(unit.difference(pair["detectable"])) for pair in pairs
-        ],
+        Heading(
+            "detectable",
+            _in(
+                unit.points,
+                "the difference that so many pairs find in 4 of 5 studies; below it how many this one needs",
+            ),
+        ): [Entry(unit.difference(pair["detectable"]), _needed(pair)) for pair in pairs],
     }
     names = [(f"{pair['first']} against {pair['second']}", look[pair["first"]]) for pair in pairs]
     return _grid("Differences between arms, by seed", "first against second", columns, names)
+
+
+def _needed(pair: Mapping[str, Any]) -> str:
+    return f"needs n = {pair['needed']:,}" if pair["better"] is None and pair["needed"] else ""
 
 
 def _compared(pairs: Sequence[Mapping[str, Any]], analysis: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from src.studies.inference import LEVEL
+from src.reports.numbers import count, p_value
 from src.studies.outcomes import RANDOM
 
 _Numbers = Mapping[str, Any]
@@ -63,15 +63,7 @@ class _Words:
         return f"{_rounded(sign * value, width)} {unit} [{', '.join(_rounded(end, width) for end in ends)}]"
 
     def p(self, value: float) -> str:
-        return p_in_words(value, self.study["level"])
-
-
-def p_in_words(value: float, level: float = LEVEL) -> str:
-    """Return `p = 0.031`, or `p < 0.001`; a value next to the level is not rounded onto it."""
-    if value < 0.001:
-        return "p < 0.001"
-    digits = next((digits for digits in (2, 3, 4) if value == level or float(f"{value:.{digits}g}") != level), 5)
-    return f"p = {value:.{digits}g}"
+        return p_value(value, self.study["level"])
 
 
 def _rounded(value: float, width: float) -> str:
@@ -79,11 +71,6 @@ def _rounded(value: float, width: float) -> str:
     digits = 1 if width >= 1 else 2 if width >= 0.1 else 3 if width >= 0.01 else 4
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text
-
-
-def _number(value: float) -> str:
-    """Return how many random architectures, which may be a fraction."""
-    return f"{value:,.1f}" if value < 10 and value != int(value) else f"{value:,.0f}"
 
 
 def _count(number: int, what: str) -> str:
@@ -107,7 +94,7 @@ def _of_missing(words: _Words) -> list[str]:
 
 
 def _opponent(budget: float) -> str:
-    return "a random architecture" if budget == 1 else f"the best of {_number(budget)} random architectures"
+    return "a random architecture" if budget == 1 else f"the best of {count(budget)} random architectures"
 
 
 def _of_random(words: _Words) -> list[str]:
@@ -164,7 +151,7 @@ def _worth(worth: _Numbers, known: _Numbers) -> str:
     most = 1e6 if known["kind"] == "table" else known["count"]
 
     def number(value: float) -> str:
-        return f"more than {most:,.0f}" if value >= most else _number(value)
+        return f"more than {most:,.0f}" if value >= most else count(value)
 
     interval = worth["interval"] or (0, 0)
     ends = "" if interval[0] == interval[1] else f" [{', '.join(map(number, interval))}]"
@@ -216,7 +203,7 @@ def _of_time(words: _Words) -> list[str]:
     """Return how arms compare with as many random architectures as could be trained in the time of their search."""
     verdicts = {True: "better", False: "worse", None: "not shown to be better or worse"}
     parts = [
-        f"{arm} is {verdicts[found['better']]} (N = {_number(found['budget'])}, {words.p(found['p_holm'])})"
+        f"{arm} is {verdicts[found['better']]} (N = {count(found['budget'])}, {words.p(found['p_holm'])})"
         for arm, numbers in words.results["arms"].items()
         if (found := numbers["at_equal_time"]) is not None
     ]

@@ -9,9 +9,10 @@ from studies.made import made_with_scores, made_with_table, made_without_table
 
 from src.architectures.architecture import Architecture
 from src.benchmarks.nas_bench_201 import nas_bench_201
+from src.reports.numbers import p_value
 from src.studies.analysis import analyse
 from src.studies.outcomes import Metric, Outcome
-from src.studies.statement import p_in_words, statement
+from src.studies.statement import statement
 
 
 def quantiles(*shares: float) -> list[float]:
@@ -216,4 +217,4 @@ def test_what_has_no_score() -> None:
     ],
 )
 def test_p_values_are_not_rounded_onto_the_level(value: float, text: str) -> None:
-    assert p_in_words(value) == text
+    assert p_value(value) == text

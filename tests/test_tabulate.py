@@ -93,7 +93,7 @@ def test_it_says_what_it_does_and_how_far_the_table_can_be_trusted(made: Any) ->
     said = {words[0]: words[-1] for words in lines}
     assert done.out.startswith("table: test_tabulate.Four on mnist_1d\n")
     assert said["architectures"] == "4, of which 3 differ"
-    assert said["noise"].endswith("% standard deviation of a training")
+    assert said["noise"].endswith("% standard deviation, of one training")
     assert said["table"] == str(folder / "table.json")
 
 

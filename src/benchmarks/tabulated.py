@@ -137,27 +137,25 @@ class Gate:
         seeds: trainings of each.
         accuracies: mean of the trainings of each, from the best to the worst.
         between: standard deviation of those means.
-        better_half: standard deviation of the means of the better half.
         noise: standard deviation of one training about its architecture's mean.
+        better_half: both among the better half of the architectures, which is where searches should end.
     """
 
     architectures: int
     seeds: int
     accuracies: NDArray[np.float64]
     between: float
-    better_half: float
     noise: float
+    better_half: tuple[float, float]
 
     @classmethod
     def of(cls, runs: NDArray[np.float64]) -> Gate:
         """Return the gate of trainings, (architectures, seeds)."""
         count, seeds = runs.shape
-        means = np.sort(runs.mean(axis=1))[::-1]
-        residual = runs - runs.mean(axis=1, keepdims=True) - runs.mean(axis=0, keepdims=True) + runs.mean()
-        freedom = (count - 1) * (seeds - 1)
-        noise = math.sqrt((residual**2).sum() / freedom) if freedom else math.nan
-        half = means[: (count + 1) // 2]
-        return cls(count, seeds, means, _deviation(means), _deviation(half), noise)
+        best_first = runs[np.argsort(-runs.mean(axis=1), kind="stable")]
+        half = best_first[: (count + 1) // 2]
+        means = best_first.mean(axis=1)
+        return cls(count, seeds, means, _between(runs), _noise(runs), (_between(half), _noise(half)))
 
     @property
     def ratio(self) -> float:
@@ -167,22 +165,28 @@ class Gate:
     def rows(self) -> list[tuple[str, str]]:
         """Return what to know of the table, in words."""
         best = self.accuracies[:BEST]
-        error = self.noise * math.sqrt(2 / self.seeds)
+        between, noise = self.better_half
+        error = noise * math.sqrt(2 / self.seeds)
         verdict = "enough" if self.ratio >= ENOUGH else f"too little: {ENOUGH:g} or more is asked for"
         return [
             ("best", percent(float(self.accuracies[0]), 2)),
             ("median", percent(float(np.median(self.accuracies)), 2)),
+            ("mean", percent(float(self.accuracies.mean()), 2)),
             ("worst", percent(float(self.accuracies[-1]), 2)),
-            (
-                "between",
-                f"{percent(self.between, 2)} standard deviation; {percent(self.better_half, 2)} in the better half",
-            ),
-            ("noise", f"{percent(self.noise, 2)} standard deviation of a training"),
+            ("between", f"{percent(self.between, 2)} standard deviation, of architectures"),
+            ("noise", f"{percent(self.noise, 2)} standard deviation, of one training"),
             ("ratio", f"{self.ratio:.1f}, {verdict}"),
-            (f"best {len(best)}", f"{', '.join(percent(float(one), 2) for one in best)}"),
+            ("better half", f"{percent(between, 2)} between, {percent(noise, 2)} noise"),
+            (f"best {len(best)}", ", ".join(percent(float(one), 2) for one in best)),
             ("", f"the difference of two has a standard error of {percent(error, 2)}"),
         ]
 
 
-def _deviation(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1)) if len(values) > 1 else math.nan
+def _between(runs: NDArray[np.float64]) -> float:
+    return float(runs.mean(axis=1).std(ddof=1)) if len(runs) > 1 else math.nan
+
+
+def _noise(runs: NDArray[np.float64]) -> float:
+    freedom = (runs.shape[0] - 1) * (runs.shape[1] - 1)
+    residual = runs - runs.mean(axis=1, keepdims=True) - runs.mean(axis=0, keepdims=True) + runs.mean()
+    return math.sqrt((residual**2).sum() / freedom) if freedom else math.nan

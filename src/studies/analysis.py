@@ -26,10 +26,12 @@ CURVES = {
     "regret": ("table_regret",),
     "percentile": ("table_percentile",),
     "entropy": ("alpha_entropy",),
-    "skips": ("skip_count", "guard/skips"),
-    "eigenvalue": ("alpha_eigenvalue", "diagnostics/alpha_eigenvalue", "guard/eigenvalue"),
+    "skips": ("skip_count",),
+    "eigenvalue": ("alpha_eigenvalue", "guard/eigenvalue"),
     "exact_cosine": ("exact_cosine",),
+    "finite_difference_cosine": ("finite_difference_cosine",),
     "ranking_tau": ("ranking_tau",),
+    "ranking_tau_top": ("ranking_tau_top",),
 }
 """Name -> columns of metrics.csv that may have it, the first that does is taken; `validation` is that of the metric."""
 
@@ -103,7 +105,8 @@ def analyse(
            "ranking": {"ranking_tau": SUMMARY, "ranking_tau_top": SUMMARY},               # those that were measured
            "curves": {NAME: {"epochs", "n", "mean", "low", "high": [...]}},              # names: CURVES, "validation"
            "epochs": {"last": SUMMARY, "best": SUMMARY, "best_epochs": [...], "lost": SUMMARY} | null,  # regrets
-           "rules": {RULE: {"epochs": [...], "regret": SUMMARY, "gain": SUMMARY, "p", "p_holm"}}}}}
+           "rules": {RULE: {"seeds", "epochs": [...], "regret": SUMMARY, GAIN}}}},  # those that pick an epoch
+         "rules": {RULE: {"arms": [ARM, ...], "seeds": [...], GAIN}}}    # on the mean over the arms
 
     A COMPARISON with the best of `budget` random architectures is::
 
@@ -127,9 +130,10 @@ def analyse(
     for more than a small p_holm: the interval of the chance must not contain 1/2. With one seed there is none.
 
     "epochs" and "rules" look up every epoch's architecture, so they need a table. "best" is what an oracle would have stopped
-    at; "lost" is the regret of the last less that of the best. "gain" is the regret of the last epoch's architecture less
-    that of the one that the rule takes, positive where the rule helps. The p-values of rules are corrected over all rules of
-    all arms.
+    at; "lost" is the regret of the last less that of the best. A GAIN is `"gain": SUMMARY, "different", "p", "p_holm", "of",
+    "smallest_p"`: the regret of the last epoch's architecture less that of the one that the rule picks, positive where the rule
+    helps, with the signed rank test as of pairs. It is corrected over the rules that ever pick another epoch, for each arm by
+    itself; over the arms, it is the mean of the arms for each seed that is tested.
 
     Args:
         outcomes: of all searches. Scores that are not finite count as missing.
@@ -157,7 +161,8 @@ def analyse(
         name: _Evaluation(name, by_arm, table, metric, budget, training_seconds).results(arms) for name in evaluations
     }
     searches = {arm: _search(found, table, metric, rules or {}) for arm, found in by_arm.items()}
-    _correct([rule for search in searches.values() for rule in search["rules"].values()])
+    for search in searches.values():
+        _correct_rules(search["rules"])
     return _plain(
         {
             "metric": {"name": metric.name, "higher_is_better": metric.higher_is_better},
@@ -167,6 +172,7 @@ def analyse(
             "evaluations": evaluations,
             "results": results,
             "settings": [_settings(one, other, results, arms, metric) for one, other in combinations(evaluations, 2)],
+            "rules": _over_arms(searches),
             "searches": searches,
         }
     )
@@ -267,8 +273,8 @@ class _Evaluation:
         if not len(values):
             return found
         if self.population is not None:
-            found["regret"] = summary(self.population.max() - good)
-            found["percentile"] = summary(self._chances(good, 1))
+            found["regret"] = summary(self.population.max() - good, within=(0, math.inf))
+            found["percentile"] = summary(self._chances(good, 1), within=(0, 1))
         if self.population is not None or self.sample is not None:
             found["worth"] = self._worth(good)
             found["against_random"] = self._compare(good, self.budget)
@@ -298,7 +304,10 @@ class _Evaluation:
         n = len(good)
         if self.population is not None:
             chances = self._chances(good, budget)
-            chance, interval = float(chances.mean()), inference.mean_interval(chances)
+            chance, interval = (
+                float(chances.mean()),
+                summary(chances, within=(0, 1))["interval"] or (math.nan, math.nan),
+            )
             test = inference.test_of_uniform_mean(*inference.beaten(self.population, good, budget))
             difference = good - inference.expected_best(self.population, budget)
             mean, ends = float(difference.mean()), inference.mean_interval(difference)
@@ -427,8 +436,8 @@ def _search(
         "seconds": summary([outcome.seconds for outcome in outcomes]),
         "agreement": agreement,
         "answers": _answers(choices),
-        "skips": summary([_share(chosen, is_skip) for chosen in choices]),
-        "parameter_free": summary([_share(chosen, is_parameter_free) for chosen in choices]),
+        "skips": summary([_share(chosen, is_skip) for chosen in choices], within=(0, 1)),
+        "parameter_free": summary([_share(chosen, is_parameter_free) for chosen in choices], within=(0, 1)),
         "skips_expected": _expected_share(table, is_skip),
         "parameter_free_expected": _expected_share(table, is_parameter_free),
         "ranking": {name: summary(values) for name, values in ranked.items() if values},
@@ -527,29 +536,67 @@ def _epochs(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
 
 def _rules(outcomes: Sequence[Outcome], rules: Mapping[str, Rule]) -> dict[str, Any]:
     """Return the regret of the architectures that rules pick, and whether it is less than that of the last epoch's."""
-    looked_up = [(outcome.epochs, found) for outcome in outcomes if (found := _regrets(outcome))]
+    looked_up = [(outcome.seed, outcome.epochs, found) for outcome in outcomes if (found := _regrets(outcome))]
     results: dict[str, Any] = {}
     for name, rule in rules.items():
-        picked = [(rule(rows), found) for rows, found in looked_up]
-        told = [(epoch, found) for epoch, found in picked if epoch is not None and epoch in found]
-        if not told:
-            continue
-        regrets = np.array([found[epoch] for epoch, found in told])
-        gain = np.array([found[max(found)] for _, found in told]) - regrets
-        results[name] = {
-            "epochs": [epoch for epoch, _ in told],
-            "regret": summary(regrets),
-            "gain": summary(gain),
-            "p": inference.signed_rank_test(gain).p,
-        }
+        picked = [(seed, rule(rows), found) for seed, rows, found in looked_up]
+        told = [(seed, epoch, found) for seed, epoch, found in picked if epoch is not None and epoch in found]
+        if told:
+            regrets = np.array([found[epoch] for _, epoch, found in told])
+            last = np.array([found[max(found)] for _, _, found in told])
+            results[name] = {
+                "seeds": [seed for seed, _, _ in told],
+                "epochs": [epoch for _, epoch, _ in told],
+                "regret": summary(regrets),
+                **_gain(last - regrets),
+            }
+    return results
+
+
+def _gain(gain: Floats) -> dict[str, Any]:
+    """Return how much less regret a rule has than the last epoch, (seeds,), and the p-value of that."""
+    different = int((gain != 0).sum())
+    return {
+        "gain": summary(gain),
+        "different": different,
+        "p": inference.signed_rank_test(gain).p,
+        "smallest_p": inference.smallest_p_of_pairs(different),
+    }
+
+
+def _correct_rules(rules: Mapping[str, dict[str, Any]]) -> None:
+    """Add `p_holm` and `of` to the tests of rules; one that always picks the last epoch is no test."""
+    tests = [rule for rule in rules.values() if rule["different"]]
+    left = _correct(tests)
+    for rule in rules.values():
+        rule["of"] = left
+        rule.setdefault("p_holm", 1.0)
+
+
+def _over_arms(searches: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what rules gain on the mean over the arms, for each seed that all of these have."""
+    results: dict[str, Any] = {}
+    for name in dict.fromkeys(rule for search in searches.values() for rule in search["rules"]):
+        found = {arm: search["rules"][name] for arm, search in searches.items() if name in search["rules"]}
+        gains = [dict(zip(rule["seeds"], rule["gain"]["values"], strict=True)) for rule in found.values()]
+        seeds = [seed for seed in gains[0] if all(seed in gain for gain in gains)]
+        if seeds:
+            mean = np.array([np.mean([gain[seed] for gain in gains]) for seed in seeds])
+            results[name] = {"arms": list(found), "seeds": seeds, **_gain(mean)}
+    _correct_rules(results)
     return results
 
 
 # Plain values.
 
 
-def summary(values: Sequence[float] | Floats) -> dict[str, Any]:
-    """Return n values with their mean, standard deviation and the interval of the mean; nan among them is left out."""
+def summary(values: Sequence[float] | Floats, *, within: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
+    """Return n values with their mean, standard deviation and the interval of the mean; nan among them is left out.
+
+    Args:
+        values: of the seeds.
+        within: the least and the largest that a value can be. Student's interval, which few values have, does not know it.
+    """
     kept = np.asarray(values, dtype=np.float64)
     kept = kept[np.isfinite(kept)]
     n = len(kept)
@@ -557,7 +604,7 @@ def summary(values: Sequence[float] | Floats) -> dict[str, Any]:
         "n": n,
         "mean": float(kept.mean()) if n else None,
         "sd": float(kept.std(ddof=1)) if n > 1 else None,
-        "interval": list(inference.mean_interval(kept)) if n > 1 else None,
+        "interval": np.clip(inference.mean_interval(kept), *within).tolist() if n > 1 else None,
         "values": [float(value) for value in np.asarray(values, dtype=np.float64)],
     }
 

@@ -316,26 +316,32 @@ def _of_settings(settings: _Numbers) -> str:
 
 def _of_rules(study: _Numbers) -> list[str]:
     """Return which rules pick an epoch whose architecture is better or worse than that of the last one."""
+    rules = {name: found for name, found in study["rules"].items() if found["different"]}
+    if not rules:
+        return []
     words = _Words(study, {})
-    found = [(rule, arm, of) for arm, search in study["searches"].items() for rule, of in search["rules"].items()]
-    shown: dict[bool, list[str]] = {True: [], False: []}
-    for rule, arm, numbers in found:
-        gain = numbers["gain"]
-        if numbers["p_holm"] <= study["level"] and gain["mean"]:
-            size = words.difference(gain["mean"], gain["interval"])
-            less = "less" if gain["mean"] > 0 else "more"
-            shown[gain["mean"] > 0].append(
-                f"{rule}, for {arm} ({size} {less} regret, n = {gain['n']}, {words.p(numbers['p_holm'])})"
+    arms = max(len(found["arms"]) for found in rules.values())
+    over = "" if arms == 1 else f", on the mean over up to {arms} arms"
+    shown = {
+        name: found for name, found in rules.items() if found["p_holm"] <= study["level"] and found["gain"]["mean"]
+    }
+    sentences: list[str] = []
+    for better, text in ((True, "better"), (False, "worse")):
+        parts = [
+            f"{name} ({words.difference(found['gain']['mean'], found['gain']['interval'])} {'less' if better else 'more'} regret, "
+            f"n = {found['gain']['n']}, {words.p(found['p_holm'])})"
+            for name, found in shown.items()
+            if (found["gain"]["mean"] > 0) == better
+        ]
+        if parts:
+            sentences.append(
+                f"A rule picks an epoch with a {text} architecture than the last one's{over}: {_listed(parts)}."
             )
-    sentences = [
-        f"Rules that pick an epoch with a {text} architecture than the last one's: {_listed(shown[better])}."
-        for better, text in ((True, "better"), (False, "worse"))
-        if shown[better]
-    ]
-    rest = len(found) - sum(map(len, shown.values()))
+    rest = {name: found for name, found in rules.items() if name not in shown}
     if rest:
-        of = "all" if not sentences else "the other"
+        few = [name for name, found in rest.items() if found["of"] * found["smallest_p"] > study["level"]]
+        much = f"; the seeds are too few to tell for {_listed(few)}" if few else ""
         sentences.append(
-            f"A rule that picks an epoch, against the last epoch: for {of} {_count(rest, 'pair')} of a rule and an arm, no difference is shown."
+            f"Rules that are not shown to pick a better or a worse architecture than the last epoch's: {_listed(rest)}{much}."
         )
     return sentences

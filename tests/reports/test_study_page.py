@@ -207,7 +207,6 @@ def test_searches_that_all_found_the_same_are_drawn(tmp_path: Path) -> None:
 
 def test_intervals_of_few_seeds_stay_where_values_can_be(tmp_path: Path) -> None:
     analysis = analyse(made_with_table({"darts": (0.0, 1.0)}, seeds=3, epochs=4), table=nas_bench_201())
-    assert analysis["results"]["table"]["arms"]["darts"]["percentile"]["interval"][0] < 0  # Student's
     page = page_of(tmp_path, analysis)
     _, row = table(page, "Arms, with 95 % intervals of the means")
     ends = [float(end) for cell in row for pair in re.findall(r"([-\d.]+) to ([-\d.]+)", cell) for end in pair]

@@ -217,10 +217,28 @@ def test_epochs_are_compared_with_the_best_and_with_those_that_rules_pick(
     assert rule["regret"]["values"] == pytest.approx(regrets[:, 0])
     assert rule["gain"]["values"] == pytest.approx(regrets[:, -1] - regrets[:, 0])
     assert rule["p"] == pytest.approx(stats.wilcoxon(regrets[:, -1] - regrets[:, 0])[1])
-    p_values = [study["searches"][arm]["rules"]["first"]["p"] for arm in study["arms"]]
-    assert [study["searches"][arm]["rules"]["first"]["p_holm"] for arm in study["arms"]] == pytest.approx(
-        inference.holm(p_values)
-    )
+    assert rule["p_holm"] == rule["p"]  # the only test of the arm
+    over = study["rules"]["first"]
+    gains = [study["searches"][arm]["rules"]["first"]["gain"]["values"] for arm in study["arms"]]
+    assert over["arms"] == study["arms"]
+    assert over["gain"]["values"] == pytest.approx(np.mean(gains, axis=0))
+    assert over["p"] == pytest.approx(stats.wilcoxon(np.mean(gains, axis=0))[1])
+
+
+def test_rules_are_corrected_together_but_for_those_that_pick_the_last_epoch() -> None:
+    rules = {"first": lambda rows: 0, "last": lambda rows: 5, "third": lambda rows: 2}
+    outcomes = made_with_table({"a": (0.0, 0.9)}, seeds=6, epochs=6)
+    search = analyse(outcomes, table=nas_bench_201(), rules=rules)["searches"]["a"]["rules"]
+    tested = [search["first"]["p"], search["third"]["p"]]
+    assert [search["first"]["p_holm"], search["third"]["p_holm"]] == pytest.approx(inference.holm(tested))
+    assert (search["last"]["different"], search["last"]["p_holm"]) == (0, 1)
+
+
+def test_a_seed_that_one_arm_lacks_is_not_in_the_mean_over_the_arms() -> None:
+    outcomes = made_with_table({"a": (0.0, 0.9), "b": (0.0, 0.9)}, seeds=4, epochs=3)
+    kept = [outcome for outcome in outcomes if (outcome.arm, outcome.seed) != ("b", 1)]
+    found = analyse(kept, table=nas_bench_201(), rules={"first": lambda rows: 0})["rules"]["first"]
+    assert found["seeds"] == [0, 2, 3]
 
 
 def test_curves_are_means_over_the_seeds_that_have_an_epoch(with_table: tuple[list[Outcome], dict[str, Any]]) -> None:

@@ -193,10 +193,20 @@ def test_many_pairs_are_named_without_their_numbers() -> None:
 
 def test_rules_that_pick_an_epoch() -> None:
     outcomes = made_with_table({"a": (0.0, 0.9)}, epochs=10)
-    text = said(outcomes, table=nas_bench_201(), rules={"first": lambda rows: 0, "last": lambda rows: 9})
-    assert "Rules that pick an epoch with a better architecture than the last one's: first, for a (" in text
-    assert "less regret, n = 10, p = 0." in text
-    assert "for the other 1 pair of a rule and an arm, no difference is shown." in text
+    rules = {"first": lambda rows: 0, "last": lambda rows: 9, "mostly": lambda rows: 8 if rows[0]["lr"] < 0 else 9}
+    text = said(outcomes, table=nas_bench_201(), rules=rules)
+    assert "A rule picks an epoch with a better architecture than the last one's: first (" in text
+    assert "less regret, n = 10, p = 0.0" in text
+    assert "mostly" not in text  # nor is it said that the last epoch is like itself
+
+
+def test_rules_and_seeds_that_are_too_few() -> None:
+    outcomes = made_with_table({"a": (0.0, 0.9), "b": (0.0, 0.9)}, seeds=5, epochs=10)
+    text = said(outcomes, table=nas_bench_201(), rules={"first": lambda rows: 0})
+    assert (
+        "Rules that are not shown to pick a better or a worse architecture than the last epoch's: first; the seeds are too few to "
+        "tell for first."
+    ) in text
 
 
 def test_what_has_no_score() -> None:

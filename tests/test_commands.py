@@ -162,6 +162,8 @@ class TestSearch:
             "hypergradient_norm",
             "correction_ratio",
             "alpha_entropy",
+            "argmax_flips",
+            "skip_count",
             "lr",
         ]
         assert (row.pop("epoch"), float(row.pop("lr"))) == ("0", 0.025)

@@ -20,6 +20,8 @@ from src.common.errors import ConfigError, must_be
 from src.fast import kernels
 from src.training.search import SearchModule
 
+_OF_EPOCH = ("exact_cosine", "finite_difference_cosine", "alpha_eigenvalue")  # which metrics.csv has, too
+
 
 class Diagnostics(L.Callback):
     """Logs, under `diagnostics/`, what a search step could have computed in another way.
@@ -27,15 +29,19 @@ class Diagnostics(L.Callback):
     - `cosine_order_1_2`: of the alphas' gradients of order 1, at the present weights, and of order 2.
     - `finite_difference_cosine` and `finite_difference_error`: of the second-order correction by the finite difference
       against the exact one; the error is a share of the exact one's length.
+    - `exact_cosine`: of the alphas' whole gradient, as the search steps along it, and the exact one, for any hypergradient: of order
+      1 the exact one is that of the virtual step which order 2 would take. It is 1 for the exact hypergradient itself.
     - `alpha_eigenvalue`: the largest eigenvalue of the Hessian of the arch loss with respect to the alphas, at the present
-      weights, on the last arch batch of an epoch, without the alphas' weight decay. Watched by arXiv 1909.09656: where it rises, the architectures that
-      are derived get worse.
+      weights, on the last arch batch of an epoch, with the alphas' weight decay, as the guard has it. Watched by arXiv
+      1909.09656: where it rises, the architectures that are derived get worse.
     - `supernet_METRIC`, `discretised_METRIC` and `discretisation_gap`: the score of the supernet, that of the supernet with
       the derived architecture's candidates alone (same weights), and the first minus the second. Both are on the first
       validation batches, which are of the alphas' half unless the data have a validation split, with the BatchNorm
       statistics of each batch: running statistics are those of the mixture.
 
     - `seconds_orders`, `seconds_exact`, `seconds_eigenvalue` and `seconds_gap`: what each of them took in the epoch.
+
+    `alpha_eigenvalue`, and the means over an epoch of `exact_cosine` and `finite_difference_cosine`, are in metrics.csv too.
 
     A comparison that the run cannot make is left out: orders where the weights' optimiser cannot be unrolled, the
     relaxation has no second derivative, or the method is of one level (the loss of the eigenvalue is then that on both
@@ -72,6 +78,15 @@ class Diagnostics(L.Callback):
         self._unrolls = self._differentiates_twice = False
         self._other: AlphaGradient | None = None
         self._exact: AlphaGradient | None = None
+        self._of_epoch: dict[str, list[float]] = {}  # for metrics.csv
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the present epoch has measured for metrics.csv."""
+        return {"of_epoch": {name: list(values) for name, values in self._of_epoch.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue an epoch that was cut in two."""
+        self._of_epoch = {name: list(values) for name, values in state_dict["of_epoch"].items()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out what the run can be compared with."""
@@ -90,8 +105,9 @@ class Diagnostics(L.Callback):
         """Compute the other gradients, at the alphas and weights that the step is about to change."""
         assert isinstance(pl_module, SearchModule)
         self._other = self._exact = None
-        orders, exact = (_due(every, trainer, batch_idx) for every in (self.orders_every, self.exact_every))
-        if not (orders or exact) or not self._unrolls or not _watched(trainer, pl_module):
+        orders = _due(self.orders_every, trainer, batch_idx) and bool(trainer.loggers)
+        exact = _due(self.exact_every, trainer, batch_idx)
+        if not (orders or exact) or not self._unrolls or pl_module.is_frozen:
             return
         measurements = Measurements.of(trainer)
         second = pl_module.hypergradient.order == 2
@@ -120,10 +136,21 @@ class Diagnostics(L.Callback):
             values["finite_difference_cosine"] = _cosine(second.correction, exact.correction)
             difference = {name: second.correction[name] - term for name, term in exact.correction.items()}
             values["finite_difference_error"] = norm(difference) / norm(exact.correction)
+        if own is not None and exact is not None:
+            values["exact_cosine"] = _cosine(own.total, exact.total)
+        elif (
+            own is not None
+            and pl_module.hypergradient.differentiates_twice
+            and _due(self.exact_every, trainer, batch_idx)
+        ):
+            values["exact_cosine"] = 1.0
         every = self.eigenvalue_every
         is_due = trainer.is_last_batch and every is not None and trainer.current_epoch % every == 0
-        if is_due and self._differentiates_twice and _watched(trainer, pl_module):
+        if is_due and self._differentiates_twice and not pl_module.is_frozen:
             values["alpha_eigenvalue"] = Measurements.of(trainer).eigenvalue(pl_module, batch, batch_idx)
+        for name in _OF_EPOCH:
+            if name in values:
+                self._of_epoch.setdefault(name, []).append(float(values[name]))
         _log(trainer, step_of(trainer, batch_idx), values)
         self._other = self._exact = None
 
@@ -154,7 +181,10 @@ class Diagnostics(L.Callback):
             _log(trainer, last_step(trainer), values)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log what the diagnostics took."""
+        """Log what metrics.csv has of the epoch, and what the diagnostics took."""
+        for name, values in self._of_epoch.items():
+            pl_module.log(name, sum(values) / len(values), logger=False)
+        self._of_epoch = {}
         seconds = Measurements.of(trainer).seconds
         _log(trainer, last_step(trainer), {f"seconds_{name}": value for name, value in seconds.items()})
         seconds.clear()
@@ -162,10 +192,6 @@ class Diagnostics(L.Callback):
 
 def _due(every: int | None, trainer: L.Trainer, batch_idx: int) -> bool:
     return every is not None and ((step_of(trainer, batch_idx) + 1) % every == 0 or trainer.is_last_batch)
-
-
-def _watched(trainer: L.Trainer, module: SearchModule) -> bool:
-    return bool(trainer.loggers) and not module.is_frozen
 
 
 def _log(trainer: L.Trainer, step: int, values: Mapping[str, Tensor | float]) -> None:

@@ -198,8 +198,7 @@ class Guard(Checkpoint):
         if "eigenvalue" not in self.rules or not trainer.is_last_batch or trainer.current_epoch % self.every:
             return
         if not pl_module.is_frozen:
-            decay = float(trainer.optimizers[1].param_groups[0].get("weight_decay") or 0.0)
-            self._eigenvalue = Measurements.of(trainer).eigenvalue(pl_module, batch, batch_idx) + decay
+            self._eigenvalue = Measurements.of(trainer).eigenvalue(pl_module, batch, batch_idx)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,

@@ -46,11 +46,15 @@ class Measurements:
         return _OF_TRAINERS.setdefault(trainer, Measurements())
 
     def eigenvalue(self, module: SearchModule, batch: Any, batch_idx: int) -> float:
-        """Return the top eigenvalue of the alphas' Hessian on the arch batch of a step that has been taken."""
+        """Return the top eigenvalue of the alphas' Hessian on the arch batch of a step that has been taken.
+
+        The weight decay of the alphas' optimiser is on the diagonal of the Hessian, as in the official code of RobustDARTS.
+        """
 
         def measure() -> float:
+            decay = float(module.trainer.optimizers[1].param_groups[0].get("weight_decay") or 0.0)
             with self.beside("eigenvalue", module, batch_idx):
-                return top_eigenvalue(module.problem(batch, None))
+                return top_eigenvalue(module.problem(batch, None)) + decay
 
         return self._once("eigenvalue", (module.current_epoch, batch_idx), measure)
 

@@ -193,6 +193,7 @@ def agreement(scores: Any, losses: Any, reached: Any) -> Mapping[str, float]:
     places, reached = places.reshape(-1), np.asarray(reached)
     best = reached >= np.sort(reached)[-math.ceil(_TOP * len(reached))]
     groups = {TAU: np.ones(len(reached), dtype=bool), TAU_TOP: best}
-    found = {name: kendalltau(places[own], reached[own]) for name, own in groups.items() if own.sum() > 1}
-    taus = {name: float(next(iter(result))) for name, result in found.items()}
-    return {name: tau for name, tau in taus.items() if math.isfinite(tau)}
+    found: dict[str, Any] = {
+        name: kendalltau(places[own], reached[own]) for name, own in groups.items() if own.sum() > 1
+    }
+    return {name: float(result.statistic) for name, result in found.items() if math.isfinite(result.statistic)}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from src.common import processes
 from src.common.files import write_whole
+from src.methods.decision import flips, skips, strongest
 from src.runs.folder import RunFolder
 from src.training.search import SearchModule
 
@@ -76,8 +77,10 @@ class EpochMetrics(EpochTable):
 
 
 class EpochAlphas(EpochTable):
-    """Writes `alphas.csv` (the mixing weights after each epoch) and logs how decided they are.
+    """Writes `alphas.csv` (the mixing weights after each epoch) and logs how decided they are, and what for.
 
+    `argmax_flips` is for how many choices the heaviest candidate is another than an epoch before.
+    `skip_count` is how many choices of the architecture are answered by a skip connection, in a space that has any.
     `alpha_entropy` is the mean over keys of the entropy of the mixing weights, as shares of their sum, in nats:
     log(candidates) where they are equal, 0 where one candidate has all the weight.
     """
@@ -86,12 +89,35 @@ class EpochAlphas(EpochTable):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(RunFolder(folder).alphas)
+        self._strongest: dict[str, str] = {}  # candidate of each choice after the epoch before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far, and the heaviest candidates that the next epoch's are compared with."""
+        return super().state_dict() | {"strongest": self._strongest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with those of a checkpoint."""
+        super().load_state_dict(state_dict)
+        self._strongest = dict(state_dict.get("strongest", {}))  # which older runs have elsewhere
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the heaviest candidates that a search begins with."""
+        assert isinstance(pl_module, SearchModule)
+        if not self._strongest:
+            self._strongest = strongest(pl_module.net.by_name(pl_module.mixing_weights()))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch's rows, one for each candidate of each key."""
         assert isinstance(pl_module, SearchModule)
         weights = pl_module.mixing_weights()
         pl_module.log("alpha_entropy", alpha_entropy(weights), logger=False)
+        by_name = pl_module.net.by_name(weights)
+        now = strongest(by_name)
+        pl_module.log("argmax_flips", float(flips(self._strongest, now)), logger=False)
+        self._strongest = now
+        count = skips(pl_module.derive(), by_name)
+        if count is not None:
+            pl_module.log("skip_count", float(count), logger=False)
         self.append(
             *(
                 {"epoch": trainer.current_epoch, "key": key, "candidate": name, "weight": weight}

@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from src.methods.decision import flips, margin, skips, strongest
+from src.methods.decision import margin
 from src.training.module import TrainingModule
 from src.training.search import SearchModule
 
@@ -64,20 +64,6 @@ class Scalars(L.Callback):
         self._since: float | None = None
         self._samples = 0
         self._rates: dict[str, float] = {}
-        self._strongest: dict[str, str] = {}  # candidate of each choice after the epoch before
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the heaviest candidates that the next epoch's are compared with."""
-        return {"strongest": self._strongest}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with those of a checkpoint."""
-        self._strongest = dict(state_dict["strongest"])
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the heaviest candidates that a search begins with."""
-        if isinstance(pl_module, SearchModule) and not self._strongest:
-            self._strongest = strongest(pl_module.net.by_name(pl_module.mixing_weights()))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -118,12 +104,7 @@ class Scalars(L.Callback):
         }
         if isinstance(pl_module, SearchModule):
             weights = pl_module.net.by_name(pl_module.mixing_weights())
-            now = strongest(weights)
-            values |= {"alpha_margin": margin(weights), "argmax_flips": flips(self._strongest, now)}
-            skip_count = skips(pl_module.derive(), weights)
-            if skip_count is not None:
-                values["skip_count"] = skip_count
-            self._strongest = now
+            values["alpha_margin"] = margin(weights)
             for key, row in weights.items():
                 values |= {f"{ALPHAS}{key}/{name}": weight for name, weight in row.items()}
         log_row(trainer, last_step(trainer), values)

@@ -179,6 +179,8 @@ def build_schedule(node: Any) -> SchedulerFactory:
 def build_diagnostics(config: DictConfig) -> list[L.Callback]:
     """Return the diagnostics of a search; none where the config has none."""
     node = plain(config.get("diagnostics"))
+    if node and TARGET not in node:
+        raise ConfigError(f"diagnostics=none has no settings, got {', '.join(f'diagnostics.{name}' for name in node)}")
     return [build(node, "diagnostics")] if node else []
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from callbacks.small_search import BATCHES, fit
+from commands import read_csv
 from methods.plain import CLASSES, SHAPE, search_module
 from torch import Tensor
 
-from src.bilevel.hypergradient import Bilevel
+from src.bilevel.hypergradient import Bilevel, FiniteDifference, FirstOrder
 from src.bilevel.unroll import Tensors, VirtualStep
+from src.callbacks.diagnostics import Diagnostics
 from src.callbacks.measured import PRODUCTS, one_hot, top_eigenvalue
+from src.callbacks.record import EpochMetrics
 from src.fast import kernels
 from src.fast.fused import FusedSupernet
 from src.methods.method import Method
+from src.training.search import SearchModule
 
 
 def problem(hessian: Tensor) -> Bilevel:
@@ -70,6 +79,39 @@ def test_the_fused_form_has_the_top_eigenvalue_of_the_full_hessian(dtype: torch.
     assert found == pytest.approx(float(expected[-1]), rel=0.02)
     assert top_eigenvalue(at, products=len(expected)) == pytest.approx(float(expected[-1]), rel=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in search.state_dict().items())
+
+
+class Reference(L.Callback):
+    """The cosine of the alphas' gradient and that of order 2, by a difference in float64 so small that no ReLU switches."""
+
+    def __init__(self) -> None:
+        self.cosines: list[float] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, SearchModule)
+        problem = pl_module.problem(batch, trainer.optimizers[0])
+        difference = FiniteDifference(epsilon=1e-7, in_float64=True)
+        first, second = (torch.cat(list(h(problem).total.values())) for h in (FirstOrder(), difference))
+        self.cosines.append(float(first @ second / (first.norm() * second.norm())))
+
+
+def test_the_cosine_to_the_exact_gradient_is_the_mean_over_an_epoch(tmp_path: Path) -> None:
+    """Also without loggers; and an epoch that was cut in two has the mean over both parts."""
+    reference, diagnostics = Reference(), Diagnostics(orders_every_n_steps=None, exact_every_n_steps=1, gap_batches=0)
+    fit(tmp_path, reference, diagnostics, EpochMetrics(tmp_path))
+    assert len(reference.cosines) == 2 * BATCHES
+    rows = read_csv(tmp_path / "metrics.csv")
+    for row, cosines in zip(rows, (reference.cosines[:BATCHES], reference.cosines[BATCHES:]), strict=True):
+        assert float(row["exact_cosine"]) == pytest.approx(sum(cosines) / BATCHES, rel=1e-4)
+    assert min(reference.cosines) < 0.9999, "orders differ"
+    assert diagnostics.state_dict() == {"of_epoch": {}}
+    resumed = Diagnostics(orders_every_n_steps=None, exact_every_n_steps=1, gap_batches=0)
+    resumed.load_state_dict({"of_epoch": {"exact_cosine": [0.5] * BATCHES}})
+    trainer, _ = fit(tmp_path, resumed, epochs=1)
+    mean = (sum(reference.cosines[:BATCHES]) / BATCHES + 0.5) / 2
+    assert float(trainer.callback_metrics["exact_cosine"]) == pytest.approx(mean, rel=1e-4)
 
 
 def test_one_hot_mixing_weights_of_an_architecture() -> None:

@@ -67,8 +67,10 @@ class TestStop:
         result = read_json(stopped[0] / "result.json")
         assert (result["status"], result["error"]) == ("ok", None)
         assert (result["epochs"], result["planned_epochs"], result["architecture_epoch"]) == (5, EPOCHS, 2)
-        reason = "the mean of the last 1 reading of the top eigenvalue is 1.401, more than 1.3 times that of 2 readings before"
-        assert result["stopped_by"] == f"Guard: {reason}, 1.001, after epoch 4"
+        reason = (
+            "the mean of the last 1 reading of the top eigenvalue is 1.4, more than 1.3 times that of 2 readings before"
+        )
+        assert result["stopped_by"] == f"Guard: {reason}, 1, after epoch 4"
         (event,) = result["guard"]["events"]
         assert (event["epoch"], event["signals"], event["action"], event["returned_to"]) == (
             4,
@@ -78,9 +80,9 @@ class TestStop:
         )
         columns = result["guard"]["signals"]["eigenvalue"]
         assert columns["epochs"] == list(range(5))
-        assert columns["values"] == pytest.approx([value + WEIGHT_DECAY for value in STEP[:5]])
+        assert columns["values"] == STEP[:5]
         assert columns["limits"][:3] == [None, None, None]  # nothing before epoch 1 is returned to
-        assert columns["limits"][3:] == pytest.approx([1.3 * (1 + WEIGHT_DECAY)] * 2)
+        assert columns["limits"][3:] == pytest.approx([1.3] * 2)
 
     def test_all_files_are_of_the_epoch_that_was_returned_to(self, stopped: tuple[Path, Done]) -> None:
         folder = stopped[0]
@@ -228,6 +230,7 @@ def test_diagnostics_and_guard_measure_once(tmp_path: Path, monkeypatch: pytest.
         return original(self, what, place, lambda: (calls.append(what), measure())[1])
 
     monkeypatch.setattr(Measurements, "_once", counted)
+    monkeypatch.setattr("src.callbacks.measured.top_eigenvalue", lambda problem: 2.0)
     done = run(
         "search", *SHORT, "epochs=1", "diagnostics=full", "diagnostics.orders_every_n_steps=null",
         "diagnostics.exact_every_n_steps=null", "callbacks.guard.gap=9", f"folder={tmp_path / 'run'}",
@@ -235,7 +238,10 @@ def test_diagnostics_and_guard_measure_once(tmp_path: Path, monkeypatch: pytest.
     assert done.code == 0, done.err
     assert sorted(calls) == ["eigenvalue", "gap"]
     (row,) = (row for row in read_csv(tmp_path / "run" / "steps.csv") if row["guard/eigenvalue"])
-    assert float(row["guard/eigenvalue"]) == pytest.approx(float(row["diagnostics/alpha_eigenvalue"]) + WEIGHT_DECAY)
+    assert row["guard/eigenvalue"] == row["diagnostics/alpha_eigenvalue"]
+    assert float(row["guard/eigenvalue"]) == pytest.approx(2 + WEIGHT_DECAY)
+    (epoch,) = read_csv(tmp_path / "run" / "metrics.csv")
+    assert float(epoch["alpha_eigenvalue"]) == pytest.approx(2 + WEIGHT_DECAY)
     assert row["guard/gap"] == row["diagnostics/discretisation_gap"]
 
 

@@ -112,8 +112,12 @@ def test_samples_a_second_include_the_wait_for_a_gpu(tmp_path: Path, monkeypatch
 class TestSearch:
     def test_it_is_the_run_that_it_is_without_loggers_and_diagnostics(self, searched: Offline, tmp_path: Path) -> None:
         plain = offline("search", tmp_path / "run", *SEARCH, "epochs=2", "logger=none", "diagnostics=none")
-        for name in ("alphas.csv", "metrics.csv", "genotype.json"):
+        for name in ("alphas.csv", "genotype.json"):
             assert (plain.folder / name).read_bytes() == (searched.folder / name).read_bytes()
+        added = {"exact_cosine", "finite_difference_cosine", "alpha_eigenvalue"}
+        rows = read_csv(searched.folder / "metrics.csv")
+        assert [{name: row.pop(name) for name in added}.keys() for row in rows] == [added] * 2
+        assert rows == read_csv(plain.folder / "metrics.csv")
         assert not {"steps.csv", "wandb.json"} & set(contents(plain.folder))
 
     def test_name_job_type_tags_and_notes(self, searched: Offline) -> None:
@@ -192,6 +196,7 @@ class TestSearch:
                 "cosine_order_1_2",
                 "finite_difference_cosine",
                 "finite_difference_error",
+                "exact_cosine",
                 "alpha_eigenvalue",
                 "supernet_accuracy",
                 "discretised_accuracy",

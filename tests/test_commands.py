@@ -600,7 +600,11 @@ class TestLoggersAndHelp:
         [
             (
                 "search",
-                {"space: darts, nas_bench_201, small_1d", "optimizer: search", "callbacks: none, robust, search"},
+                {
+                    "space: darts, nas_bench_201, small_1d",
+                    "optimizer: search",
+                    "callbacks: none, ranking, robust, search",
+                },
                 ["genotype"],
             ),
             (

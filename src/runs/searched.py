@@ -25,7 +25,8 @@ from src.runs.record import status_of
 from src.runs.resume import kind_of, noun_of, read_settings
 from src.runs.schema import OF_THE_SEARCH
 from src.runs.targets import TARGET, locate, plain
-from src.spaces.evaluation import evaluation_of, load_answers
+from src.runs.values import show
+from src.spaces.evaluation import changed_settings_of, evaluation_of, load_answers
 from src.spaces.relaxed import WEIGHTS
 from src.training.module import TrainingModule
 
@@ -85,13 +86,14 @@ def with_searched_settings(
             raise must_be(
                 "init", f"null, since genotype={config.genotype} is not in the folder of a search", config.init
             )
-        _set(config, "space", _as_evaluated(plain(config.space)), ())
+        _set(config, "space", _as_evaluated(plain(config.space), keys), ())
         return config
-    saved, _ = read_settings(run.path)
+    saved, commands = read_settings(run.path)
     if _chosen("space", keys, choices):
-        _set(config, "space", _as_evaluated(plain(config.space)), ())
+        _set(config, "space", _as_evaluated(plain(config.space), keys, config.init), ())
     else:
-        _set(config, "space", _space(plain(saved.space), plain(config.space)), keys)
+        changes = config.init is None and kind_of(commands) != "retrain"
+        _set(config, "space", _space(plain(saved.space), plain(config.space), changes=changes), keys)
     if not _chosen("data", keys, choices):
         _set(config, "data", _data(plain(saved.data), plain(config.data)), keys)
     return config
@@ -183,7 +185,9 @@ def taken_from(config: DictConfig) -> str | None:
     if plain(saved.data).get("source") == plain(config.data).get("source"):
         taken.append("data")
     if saved.space[TARGET] == config.space[TARGET]:
-        taken.append(f"space ({config.space[TARGET]})")
+        changed = changed_settings_of(locate(config.space[TARGET], "space"))
+        differ = [f"{n}={show(config.space[n])}" for n in changed if config.space.get(n) != saved.space.get(n)]
+        taken.append(f"space ({config.space[TARGET]}{', with ' if differ else ''}{', '.join(differ)})")
     if config.init is not None:
         taken.append("weights")
     return f"taken from {run}: {', '.join(taken)}"
@@ -243,12 +247,18 @@ def _searched_weights(run: RunFolder) -> Weights:
     return weights
 
 
-def _space(searched: dict[str, Any], composed: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the network that a run's architectures are retrained as."""
+def _space(searched: dict[str, Any], composed: dict[str, Any], *, changes: bool) -> dict[str, Any]:
+    """Return the settings of the network that a run's architectures are retrained as.
+
+    Args:
+        searched: of the run's space or network.
+        composed: of the retrain.
+        changes: whether a space that is retrained as itself changes what it wants to.
+    """
     kind = locate(searched.get(TARGET), "space")
     network = evaluation_of(kind)
     if network is None:
-        return searched
+        return searched | (changed_settings_of(kind) if changes else {})
     inherited = {name: searched[name] for name in getattr(network, "settings_of_the_space", ()) if name in searched}
     if locate(composed[TARGET], "space") is network:
         return composed | inherited
@@ -257,12 +267,19 @@ def _space(searched: dict[str, Any], composed: dict[str, Any]) -> dict[str, Any]
     return {TARGET: f"{network.__module__}.{network.__qualname__}"} | inherited
 
 
-def _as_evaluated(space: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a network or space with the network that the space's architectures are retrained as."""
+def _as_evaluated(space: dict[str, Any], keys: Iterable[str], init: str | None = None) -> dict[str, Any]:
+    """Return the settings of a network or space with the network that the space's architectures are retrained as.
+
+    Args:
+        space: the settings.
+        keys: that the command line sets.
+        init: the setting of this name.
+    """
     kind = locate(space.get(TARGET), "space")
     network = evaluation_of(kind)
     if network is None or network is kind:
-        return space
+        changed = changed_settings_of(kind) if init is None else {}
+        return space | {name: value for name, value in changed.items() if f"space.{name}" not in keys}
     return space | {TARGET: f"{network.__module__}.{network.__qualname__}"}
 
 

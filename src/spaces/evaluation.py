@@ -6,6 +6,13 @@ names it in a class attribute:
     class MySpace(nn.Module):
         evaluation = MyNetwork
 
+A space that is retrained as itself, but with other settings than in its search, names them with their values:
+
+    class MySpace(nn.Module):
+        retrained_with = {"affine": True}
+
+The command line comes first, and weights that are taken from a search keep its settings (init=search).
+
 An evaluation network is a module that takes an argument `architecture`, an `Architecture`; it is called with that, with
 its own settings, and with those of `input_shape` and `num_classes` that it takes. It may have, as class attributes:
 
@@ -39,6 +46,11 @@ def evaluation_of(kind: Any) -> Any:
     except (TypeError, ValueError):  # some callables written in C have no signature
         takes_architecture = False
     return kind if takes_architecture else getattr(kind, "evaluation", None)
+
+
+def changed_settings_of(kind: Any) -> dict[str, Any]:
+    """Return the settings that a space's class wants other values of where an architecture is retrained."""
+    return dict(getattr(kind, "retrained_with", {})) if evaluation_of(kind) is None else {}
 
 
 def training_settings_of(kind: Any) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class NasBench201(nn.Module):
         channels: of the first stage; each stage has twice those of the one before.
         cells: in each stage.
         affine: whether the BatchNorms within cells have parameters, as in the networks that were trained. In a search
-            they have none, since mixing weights scale what comes after.
+            they have none, since mixing weights scale what comes after; a retrain changes it.
         table: the data set whose published accuracies a search looks its architectures up in, whatever data it searches
             on: `cifar10`, `cifar100` or `imagenet16_120`; None for no table.
 
@@ -40,6 +41,8 @@ class NasBench201(nn.Module):
     Raises:
         ConfigError: an argument is out of its range.
     """
+
+    retrained_with: ClassVar[Mapping[str, Any]] = {"affine": True}
 
     def __init__(
         self,

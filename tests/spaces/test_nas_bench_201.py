@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import read_csv, read_json, refused, run
+from commands import Done, read_csv, read_json, refused, run
 from conformance.space import SpaceConformance
+from omegaconf import OmegaConf
 
 from src.architectures.architecture import Architecture
 from src.benchmarks.nas_bench_201 import nas_bench_201
@@ -93,18 +94,43 @@ def test_a_fixed_network_computes_what_its_graph_says() -> None:
     assert torch.equal(cell(x), x + pool(conv(x)))
 
 
-def test_each_epoch_is_looked_up(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+TINY = ["data.batch_size=32", "trainer=cpu", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
+TINY += ["callbacks=none"]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    folder = tmp_path_factory.mktemp("searched") / "run"
     space = ["space=nas_bench_201", "space.channels=2", "space.cells=1", "space.table=cifar100"]
-    tiny = ["data=digits", "data.batch_size=32", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1"]
-    done = run("search", *space, *tiny, "trainer=cpu", "epochs=2", "callbacks=none", f"folder={folder}")
+    done = run("search", *space, *TINY, "data=digits", "epochs=2", f"folder={folder}")
     assert done.code == 0, done.err
+    return folder, done
+
+
+def test_each_epoch_is_looked_up(searched: tuple[Path, Done]) -> None:
+    folder, _ = searched
     table = nas_bench_201("cifar100")
     for epoch, row in enumerate(read_csv(folder / "metrics.csv")):
         choices = read_json(RunFolder(folder).epoch(epoch))
         found = table.standing(Architecture(choices))
         assert [float(row[f"table_{name}"]) for name in found._fields] == pytest.approx(list(found), rel=1e-6)
     assert "Regret" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "affine"), [([], True), (["space.affine=false"], False), (["init=search"], False)]
+)
+def test_a_retrain_has_the_batch_norms_of_the_published_networks(
+    overrides: list[str], affine: bool, searched: tuple[Path, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for weights of the search, which has no parameters in them, and where the command line says otherwise."""
+    monkeypatch.setattr("src.retrain.write_report", lambda folder: folder / "report.html")
+    folder = tmp_path / "run"
+    options = [*TINY, "epochs=1", "trainer.limit_test_batches=1", f"genotype={searched[0]}", f"folder={folder}"]
+    done = run("retrain", *options, *overrides)
+    assert done.code == 0, done.err
+    assert OmegaConf.load(folder / "config.yaml").space.affine is affine
+    assert ("NasBench201, with affine=true)" in done.out) is affine
 
 
 def test_a_mistyped_table_is_refused() -> None:

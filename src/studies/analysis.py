@@ -37,7 +37,6 @@ CURVES = {
 
 _RANKINGS = ("ranking_tau", "ranking_tau_top")
 _NOTHING = frozenset({ZERO, "zeroize"})
-_Scores = Mapping[int, float]  # of each seed
 
 
 def analyse(

@@ -98,6 +98,17 @@ def test_coverage_of_the_interval_of_a_mean_in_many_samples(distribution: Callab
     check_coverage(distribution, n, covered, samples=4000)
 
 
+@pytest.mark.slow
+def test_the_accelerated_bootstrap_covers_less_of_few_values() -> None:
+    """Why it is not the one that is used."""
+    rng = np.random.default_rng(5)
+    mean = best_of_five(rng, (1_000, 400)).mean()
+    samples = best_of_five(rng, (2000, 10))
+    found = stats.bootstrap((samples,), np.mean, axis=1, n_resamples=2000, batch=500, rng=rng).confidence_interval
+    covered = float(np.mean((found.low <= mean) & (mean <= found.high)))
+    assert covered == pytest.approx(0.884, abs=4 * math.sqrt(0.884 * 0.116 * (1 / 2000 + 1 / 4000)))
+
+
 def check_coverage(distribution: Callable, n: int, covered: float, samples: int) -> None:
     rng = np.random.default_rng(5)
     mean = distribution(rng, (1_000, 400)).mean()

@@ -29,6 +29,9 @@ PANELS: dict[str, list[tuple[str, list[str]]]] = {
         ("Lead of the strongest candidate", ["alpha_margin"]),
         ("Skip connections in the genotype", ["skip_count"]),
         ("Choices whose strongest candidate changed", ["argmax_flips"]),
+        ("Trained architecture, from the table", ["table_accuracy", "table_percentile"]),
+        ("Regret, from the table", ["table_regret"]),
+        ("Kendall's tau of supernet and table", ["ranking_tau", "ranking_tau_top"]),
         ("Operations with frozen weights", ["frozen_operations"]),
         ("Mean cosine between the gradients of two cells", ["cell_cosine"]),
     ],
@@ -36,6 +39,7 @@ PANELS: dict[str, list[tuple[str, list[str]]]] = {
         ("Norms of the two terms", ["hypergradient/direct", "hypergradient/correction"]),
         ("Correction over direct term", ["hypergradient/ratio"]),
         ("Cosine of order 1 and order 2", ["diagnostics/cosine_order_1_2"]),
+        ("Cosine of the gradient and the exact one", ["diagnostics/exact_cosine"]),
         ("Cosine of finite difference and exact", ["diagnostics/finite_difference_cosine"]),
         ("Error of the finite difference", ["diagnostics/finite_difference_error"]),
         ("Finite-difference distance", ["hypergradient/distance"]),
@@ -44,6 +48,18 @@ PANELS: dict[str, list[tuple[str, list[str]]]] = {
             "Supernet and its discretised self",
             ["diagnostics/supernet_accuracy", "diagnostics/discretised_accuracy", "diagnostics/discretisation_gap"],
         ),
+    ],
+    "Guard": [
+        *(
+            (title, [f"guard/{name}", f"guard/{name}_judged", f"guard/{name}_limit"])
+            for title, name in (
+                ("Top eigenvalue and its limit", "eigenvalue"),
+                ("Skip connections and their limit", "skips"),
+                ("Entropy and its limit", "entropy"),
+                ("Gap and its limit", "gap"),
+            )
+        ),
+        ("Weight decay of the weights", ["guard/weight_decay"]),
     ],
     "Steps": [
         ("Loss of a step", ["step/train_loss", "step/arch_loss"]),

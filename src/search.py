@@ -155,7 +155,8 @@ def search_by_training(config: DictConfig, folder: Path) -> None:
         if config.get("plan"):
             say_plan(config, record, module, data)
             return
-        metrics = EpochMetrics(folder)
+        metrics, looked_up = EpochMetrics(folder), lookups(module.net.space)
+        record.table = next((lookup.table.data for lookup in looked_up), None)
         trainer = build_trainer(
             config,
             folder,
@@ -164,7 +165,7 @@ def search_by_training(config: DictConfig, folder: Path) -> None:
             first=[
                 Opening(folder, record),
                 EpochAlphas(folder),
-                *lookups(module.net.space),
+                *looked_up,
                 *build_diagnostics(config),
             ],
             last=[metrics, EpochArchitectures(folder)],
@@ -219,6 +220,7 @@ def search_without_training(config: DictConfig, folder: Path) -> None:
         run.skip_training()
         record.architecture = architecture
         for lookup in lookups(space):
+            record.table = lookup.table.data
             record.metrics |= metrics_of(lookup.table.standing(architecture))
         if run.is_first:
             EpochMetrics(folder).append()

@@ -116,6 +116,7 @@ class TestSearch:
             "metrics": dict,
             "genotype": dict,
             "architecture_epoch": int,
+            "table": type(None),
             "remark": type(None),
             "params": int,
             "macs": int,

@@ -30,4 +30,5 @@ def nas_bench_201(data: str = "cifar10") -> Table:
     with np.load(_FILE) as columns:
         right: Any = columns[f"{data}_right"]
         runs = np.where(right == np.iinfo(right.dtype).max, np.nan, right / columns[f"{data}_images"])
-        return Table(dict.fromkeys(columns["keys"].tolist(), tuple(columns["candidates"].tolist())), runs)
+        options = dict.fromkeys(columns["keys"].tolist(), tuple(columns["candidates"].tolist()))
+        return Table(options, runs, data=data)

@@ -37,12 +37,14 @@ class Table:
         runs: accuracies on validation data, (architectures, runs), in [0, 1]; nan where an architecture has fewer.
         tests: accuracies of the same runs on test data, or None.
         seconds: of the same runs, on the machine that made the table, or None.
+        data: what the architectures were trained on, or nothing.
     """
 
     options: Mapping[str, tuple[str, ...]]
     runs: NDArray[np.float64]
     tests: NDArray[np.float64] | None = None
     seconds: NDArray[np.float64] | None = None
+    data: str = ""
 
     @cached_property
     def accuracies(self) -> NDArray[np.float64]:

@@ -342,6 +342,7 @@ def _facts(run: SavedRun) -> list[Row]:
     if run.score:
         value = f"{100 * run.score.value:.2f} %" if run.score.is_share else f"{run.score.value:.4g}"
         facts.append(Row(score_name(run.score), value))
+    facts += _of_table(run)
     for name, label in (("params", "weights"), ("macs", "multiply-adds a sample")):
         number = run.number(name)
         if number is not None:
@@ -349,6 +350,25 @@ def _facts(run: SavedRun) -> list[Row]:
     if run.number("seconds") is not None:
         facts.append(Row("run time", duration(run.number("seconds"))))
     return facts
+
+
+def _of_table(run: SavedRun) -> list[Row]:
+    """Return how good a search's architecture is, where a table has it."""
+    on, metrics = run.result.get("table"), run.result.get("metrics")
+    names = {
+        "table_accuracy": (
+            f"accuracy once trained{f' on {on}' if isinstance(on, str) and on else ''}, by the table",
+            2,
+        ),
+        "table_percentile": ("of all architectures are worse", 1),
+        "table_regret": ("regret: below the best", 2),
+    }
+    found = metrics if isinstance(metrics, dict) else {}
+    return [
+        Row(label, f"{100 * found[name]:.{digits}f} %")
+        for name, (label, digits) in names.items()
+        if isinstance(found.get(name), float)
+    ]
 
 
 def _epochs(run: SavedRun) -> list[int]:

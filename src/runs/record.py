@@ -48,6 +48,8 @@ class Record:
     """The epoch of a search, counted from 0, after which the architecture was derived, and of which the metrics are."""
     guard: dict[str, Any] | None = None
     """What the guard of a search has measured and done."""
+    table: str | None = None
+    """The data that architectures were trained on for the table that a search looks its own up in."""
 
 
 def record_refusal(folder: Path, kind: str, command: str, config: DictConfig, error: str) -> None:
@@ -85,6 +87,7 @@ def write_result(folder: Path, record: Record, status: str, error: str | None, s
         "genotype": record.architecture.to_plain() if record.architecture else None,
         "architecture_epoch": record.architecture_epoch,
         "guard": record.guard,
+        "table": record.table,
         "remark": record.remark,
         "params": record.params,
         "macs": record.macs,

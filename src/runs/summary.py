@@ -13,6 +13,7 @@ import lightning as L
 from src.architectures.architecture import Architecture
 from src.callbacks.guard import guard_of
 from src.callbacks.progress import validation_name
+from src.callbacks.ranking import TAU, TAU_TOP
 from src.common import processes
 from src.common.intervals import interval_of_share
 from src.common.terminal import duration, percent, say, table
@@ -166,6 +167,7 @@ def say_found(run: Run, module: SearchModule, report: Path) -> None:
         run,
         report,
         *_returned(run.record),
+        *_of_table(run.record),
         ("decision", verdict(module, architecture)),
         *([] if run.record.remark is None else [("edges", wrapped(run.record.remark))]),
     )
@@ -173,7 +175,7 @@ def say_found(run: Run, module: SearchModule, report: Path) -> None:
 
 def say_drawn(run: Run, report: Path) -> None:
     """Say which architecture a search without training has taken, and how to retrain it."""
-    _say_result(f"{headline(run.record)}; nothing was trained", run, report)
+    _say_result(f"{headline(run.record)}; nothing was trained", run, report, *_of_table(run.record))
 
 
 def say_selected(run: Run, module: SelectModule, report: Path) -> None:
@@ -197,6 +199,20 @@ def _returned(record: Record) -> list[tuple[str, str]]:
     if record.architecture_epoch is None or record.architecture_epoch == record.epochs - 1:
         return []
     return [("epoch", f"{record.architecture_epoch}; the guard ended the search after epoch {record.epochs - 1}")]
+
+
+def _of_table(record: Record) -> list[tuple[str, str]]:
+    """Return rows that say how good the architecture is, and how well the supernet ranks, if a table has it."""
+    values, rows = record.metrics, []
+    if "table_accuracy" in values:
+        on = f" on {record.table}" if record.table else ""
+        regret = f"regret {percent(values['table_regret'], 2)}" if values["table_regret"] else "the best"
+        beaten = f"better than {percent(values['table_percentile'])} of the space"
+        rows.append(("table", f"{percent(values['table_accuracy'], 2)} once trained{on}, {beaten}, {regret}"))
+    if TAU in values:
+        top = f", {values[TAU_TOP]:.2f} among the best fifth" if TAU_TOP in values else ""
+        rows.append(("ranking", f"Kendall's tau {values[TAU]:.2f} of the supernet and the table{top}"))
+    return rows
 
 
 def short_form(architecture: Architecture) -> str:

@@ -257,11 +257,10 @@ class TestSearch:
 
     def test_the_workspace_has_panels_of_what_is_logged(self, history: list[dict[str, Any]]) -> None:
         logged = {name for row in history for name in row}
-        # Of a retrain, of a GPU, and of methods of one level or with a weight rule.
+        # Of a retrain, of a GPU, of methods of one level or with a weight rule, of a space with a table, and of a guard.
         of_others = {"test_accuracy", "memory/device_peak_gib", "time/joint_step", "frozen_operations", "cell_cosine"}
-        assert {
-            metric for panels in PANELS.values() for _, metrics in panels for metric in metrics
-        } - of_others <= logged
+        found = {metric for panels in PANELS.values() for _, metrics in panels for metric in metrics}
+        assert {name for name in found - of_others if not name.startswith(("table_", "ranking_", "guard/"))} <= logged
 
     def test_resumed_offline_it_is_a_second_file_of_the_same_run(self, searched: Offline) -> None:
         resumed = offline("search", searched.folder, f"resume={searched.folder}", "epochs=3")

@@ -35,6 +35,7 @@ def ranked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert done.code == 0, done.err
         done = run("search", f"resume={folder}", "epochs=3")
         assert done.code == 0, done.err
+        assert "\n  ranking   Kendall's tau " in done.out
     return folder
 
 

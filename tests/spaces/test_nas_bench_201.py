@@ -108,13 +108,20 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
 
 
 def test_each_epoch_is_looked_up(searched: tuple[Path, Done]) -> None:
-    folder, _ = searched
+    folder, done = searched
     table = nas_bench_201("cifar100")
     for epoch, row in enumerate(read_csv(folder / "metrics.csv")):
         choices = read_json(RunFolder(folder).epoch(epoch))
         found = table.standing(Architecture(choices))
         assert [float(row[f"table_{name}"]) for name in found._fields] == pytest.approx(list(found), rel=1e-6)
-    assert "Regret" in (folder / "report.html").read_text()
+    found = table.standing(Architecture(read_json(folder / "genotype.json")))
+    page = (folder / "report.html").read_text()
+    assert "Regret" in page
+    assert read_json(folder / "result.json")["table"] == "cifar100"
+    assert f"{100 * found.accuracy:.2f} %" in page
+    assert "accuracy once trained on cifar100, by the table" in page
+    words = f"once trained on cifar100, better than {100 * found.percentile:.1f} % of the space, regret"
+    assert f"table     {100 * found.accuracy:.2f} % {words} {100 * found.regret:.2f} %\n" in done.out
 
 
 @pytest.mark.parametrize(

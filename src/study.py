@@ -23,7 +23,7 @@ from src.common.terminal import say, table
 from src.runs import workers
 from src.runs.jobs import DONE, Ended, Job, JobPool, Progress, Side, side_by_side
 from src.runs.launch import launch_jobs, mistakes
-from src.studies.conclusion import Failure, write_conclusion
+from src.studies.conclusion import write_conclusion
 from src.studies.plan import Plan, plan_of
 
 FAILED = 1
@@ -52,7 +52,7 @@ def study(config: DictConfig) -> int:
     if workers.stopped_by():
         print("the study was stopped; the same command continues it", file=sys.stderr)
         return 0  # the command's exit code says by what
-    failures = [Failure(name_of(plan, end.job), str(end.job.folder), end.reason) for end in ended if end.status != DONE]
+    failures = [end for end in ended if end.status != DONE]
     say(write_conclusion(config, plan, side, found, {key: trainings[key] for key in found}, failures))
     return FAILED if failures else 0
 
@@ -92,17 +92,12 @@ def _plural(command: str, number: int) -> str:
     return "" if number == 1 else "es" if command == "search" else "s"
 
 
-def name_of(plan: Plan, job: Job) -> str:
-    """Return what a job is called in a line."""
-    return str(job.folder.relative_to(plan.folder.path))
-
-
 def run_missing(jobs: Sequence[Job], pool: JobPool, plan: Plan) -> list[Ended]:
     """Run the jobs that have not finished, and say how each ends."""
     missing = [job for job in jobs if not job.is_done]
     if not missing or workers.stopped_by():
         return []
-    progress = Progress(missing, lambda job: name_of(plan, job))
+    progress = Progress(missing, lambda job: plan.folder.name_of(job.folder))
     ended = []
     for end in pool.run(missing):
         progress.say(end)

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
 
 from omegaconf import DictConfig, OmegaConf
 
 from src.common.files import write_whole
-from src.common.terminal import table
-from src.runs.jobs import Job, Side
+from src.common.terminal import duration, table
+from src.reports.settings import Row
+from src.reports.study import StudyRun, render_study
+from src.runs.folder import RunFolder
+from src.runs.jobs import Ended, Job, Side
 from src.runs.launch import command_of_job
 from src.runs.record import git_commit, versions
 from src.runs.saved import read_run
-from src.studies.outcomes import Outcome, outcome_of
+from src.studies.analysis import analyse
+from src.studies.folder import StudyFolder
+from src.studies.outcomes import RANDOM, Outcome, outcome_of
 from src.studies.plan import Plan
+from src.studies.statement import statement
+from src.studies.stopping import RULES
 
 Key = tuple[str, int]  # name of an arm, seed
-
-
-class Failure(NamedTuple):
-    """A job that did not finish.
-
-    Attributes:
-        name: of the job.
-        folder: of its run.
-        reason: one line.
-    """
-
-    name: str
-    folder: str
-    reason: str
 
 
 def write_conclusion(
@@ -40,7 +35,7 @@ def write_conclusion(
     side: Side,
     searches: Mapping[Key, Job],
     trainings: Mapping[Key, Mapping[str, Sequence[Job]]],
-    failures: Sequence[Failure],
+    failures: Sequence[Ended],
 ) -> str:
     """Write study.json and study.html; return what the terminal says.
 
@@ -52,42 +47,105 @@ def write_conclusion(
         trainings: of what each of them found.
         failures: jobs that did not finish.
     """
-    outcomes = [
-        outcome
+    folder = plan.folder
+    found = {
+        (arm, seed): outcome_of(arm, seed, folder.name_of(search.folder), search, trainings[arm, seed], plan.table)
         for (arm, seed), search in searches.items()
-        if (
-            outcome := outcome_of(
-                arm,
-                seed,
-                str(search.folder.relative_to(plan.folder.path)),
-                search,
-                trainings[arm, seed],
-                plan.table,
-            )
-        )
-        is not None
+    }
+    outcomes = [outcome for outcome in found.values() if outcome is not None]
+    if not outcomes:
+        return f"no search of {folder} has a result; {RunFolder('').log.name} in their folders says why"
+    numbers = analyse(outcomes, table=plan.table, metric=plan.metric, budget=config.budget, rules=RULES)
+    sentences = statement(numbers)
+    runs = [
+        run
+        for (arm, seed), search in searches.items()
+        for run in _runs(plan, arm, seed, {"search": [search], **trainings[arm, seed]})
     ]
-    facts = {
+    names = {run.name for run in runs}
+    runs += [
+        StudyRun("", 0, end.job.command, name, _page(folder, end.job), end.status, None, end.reason)
+        for end in failures
+        if (name := folder.name_of(end.job.folder)) not in names
+    ]
+    machines = _machines(searches.values())
+    facts: dict[str, Any] = {
         "name": config.name,
         "command": command_of_job("study"),
         "settings": OmegaConf.to_container(config, resolve=True),
         "jobs": str(side),
-        "machines": machines(searches.values()),
+        "machines": machines,
         "versions": versions(),
         "git_commit": git_commit(),
     }
-    result: dict[str, Any] = {
+    result = {
         "study": facts,
-        "statement": [],
-        "analysis": {},
+        "statement": sentences,
+        "analysis": numbers,
         "outcomes": [_plain(outcome) for outcome in outcomes],
-        "failures": [failure._asdict() for failure in failures],
+        "failures": [{"name": folder.name_of(end.job.folder), "reason": end.reason} for end in failures],
     }
-    write_whole(plan.folder.result, json.dumps(result, indent=2) + "\n")
-    return table([("numbers", str(plan.folder.result))])
+    write_whole(folder.result, json.dumps(result, indent=2) + "\n")
+    page = render_study(
+        numbers,
+        title=f"Study {config.name}",
+        statement=sentences,
+        runs=runs,
+        command=facts["command"],
+        summary=_summary(config, plan),
+        facts=_facts(facts, runs),
+    )
+    write_whole(folder.page, page)
+    lines = [*sentences, *(f"failed: {folder.name_of(end.job.folder)}: {end.reason}" for end in failures)]
+    return "\n".join(lines) + "\n" + table([("page", str(folder.page)), ("numbers", str(folder.result))])
 
 
-def machines(searches: Sequence[Job] | Any) -> list[dict[str, Any]]:
+def _runs(plan: Plan, arm: str, seed: int, jobs: Mapping[str, Sequence[Job]]) -> Iterator[StudyRun]:
+    """Yield what the page says of the jobs of one seed; `jobs` has them by their kinds."""
+    for kind, several in jobs.items():
+        for job in several:
+            run = read_run(job.folder)
+            if run.result or run.config:
+                name, error = plan.folder.name_of(job.folder), str(run.result.get("error") or "")
+                page = _page(plan.folder, job)
+                yield StudyRun(arm, seed, kind, name, page, run.status, run.number("seconds"), error)
+
+
+def _page(folder: StudyFolder, job: Job) -> str:
+    return quote(folder.name_of(RunFolder(job.folder).report))
+
+
+def _summary(config: DictConfig, plan: Plan) -> str:
+    arms = [arm.name for arm in plan.arms if arm.name != RANDOM]
+    judge = "a table of all architectures" if plan.table is not None else "retraining what was found"
+    what = f"{len(arms)} arms" if len(arms) > 1 else arms[0]
+    return f"{what} in {config.space} on {config.data}, {config.seeds} seeds each, judged by {judge}"
+
+
+def _facts(facts: Mapping[str, Any], runs: Sequence[StudyRun]) -> list[tuple[str, list[Row]]]:
+    """Return what the page says of the cost, the machines and the versions."""
+    seconds: dict[str, list[float]] = {}
+    for run in runs:
+        seconds.setdefault(run.kind, []).append(run.seconds or 0.0)
+    cost = [
+        Row(kind, f"{len(times)} runs, {duration(sum(times))} in all, median {duration(statistics.median(times))}")
+        for kind, times in seconds.items()
+    ]
+    machines = [
+        Row(
+            f"machine {number}" if len(facts["machines"]) > 1 else "machine",
+            f"{one.get('device')}, {one.get('threads')} thread(s)",
+        )
+        for number, one in enumerate(facts["machines"], 1)
+    ]
+    known = [Row(name, str(version)) for name, version in facts["versions"].items()]
+    return [
+        ("Cost", [*cost, Row("jobs", facts["jobs"])]),
+        ("Machine and versions", [*machines, *known, Row("git commit", str(facts["git_commit"]))]),
+    ]
+
+
+def _machines(searches: Iterable[Job]) -> list[dict[str, Any]]:
     """Return the different machines that searches ran on, as their records have them."""
     found: list[dict[str, Any]] = []
     for search in searches:

@@ -36,3 +36,7 @@ class StudyFolder:
     def retrain(self, setting: str, arm: str, seed: int, repeat: int) -> Path:
         """Return the folder of a training of what a search found."""
         return self.path / "retrain" / setting / arm / f"seed={seed},repeat={repeat}"
+
+    def name_of(self, path: Path) -> str:
+        """Return a path within the folder relative to it."""
+        return path.relative_to(self.path).as_posix()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from src.architectures.architecture import Architecture
 from src.benchmarks.table import Table
+from src.callbacks.lookup import metrics_of
 from src.runs.jobs import Job
 from src.runs.saved import SavedRun, read_run
 
@@ -96,12 +97,22 @@ def outcome_of(
         for name, value in (measured.items() if isinstance(measured, dict) else ())
         if isinstance(value, int | float)
     }
-    return Outcome(arm, seed, folder, architecture, scores, _rows(run), metrics, run.number("seconds") or 0.0, seconds)
+    return Outcome(
+        arm, seed, folder, architecture, scores, _rows(run, table), metrics, run.number("seconds") or 0.0, seconds
+    )
 
 
-def _rows(run: SavedRun) -> list[dict[str, float]]:
-    """Return the rows of a run's metrics.csv, without the values that were not measured."""
-    return [
+def _rows(run: SavedRun, table: Table | None) -> list[dict[str, float]]:
+    """Return the rows of a run's metrics.csv, without the values that were not measured.
+
+    What the table says of each epoch's architecture is looked up again: the table may be newer than the search.
+    """
+    rows = [
         {name: value for name, value in zip(run.metrics, row, strict=True) if not math.isnan(value)}
         for row in zip(*run.metrics.values(), strict=True)
     ]
+    for row in rows if table is not None else ():
+        answers = run.history.get(int(row["epoch"]))
+        if answers:
+            row |= metrics_of(table.standing(Architecture(answers)))
+    return rows

@@ -19,7 +19,11 @@ def derive_seed(*parts: int | str) -> int:
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
     """Seed torch's global generators for one training step of one process."""
-    torch.manual_seed(derive_seed("step", seed, epoch, step, rank))
+    derived = derive_seed("step", seed, epoch, step, rank)
+    if torch.cuda.is_initialized() or torch.backends.mps.is_available():
+        torch.manual_seed(derived)
+    else:  # it would keep a traceback for the day when CUDA begins, which takes as long as a small pass
+        torch.default_generator.manual_seed(derived)
 
 
 @contextmanager

@@ -114,5 +114,5 @@ def _rows(run: SavedRun, table: Table | None) -> list[dict[str, float]]:
     for row in rows if table is not None else ():
         answers = run.history.get(int(row["epoch"]))
         if answers:
-            row |= metrics_of(table.standing(Architecture(answers)))
+            row.update(metrics_of(table.standing(Architecture(answers))))
     return rows

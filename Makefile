@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo search select retrain sweep tabulate report dashboard test test-slow test-gpu lint format bench clean
+.PHONY: help setup demo study search select retrain sweep tabulate report dashboard test test-slow test-gpu lint format bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: $(VENV)/installed ## search and retrain on handwritten digits, in minutes 
 	$(BIN)/python -m src.search experiment=demo folder=runs/demo/search
 	$(BIN)/python -m src.retrain experiment=demo_retrain genotype=runs/demo/search/genotype.json folder=runs/demo/retrain
 	$(BIN)/python -m src.report runs/demo
+
+study: $(VENV)/installed ## is a search better than chance, on a small space of which every architecture was trained; ARGS="seeds=20"
+	$(BIN)/python -m src.study $(ARGS)
 
 search: $(VENV)/installed ## the paper's search on CIFAR-10, second order; ARGS="seed=1 trainer=gpu"
 	$(BIN)/python -m src.search order=2 $(ARGS)

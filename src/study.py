@@ -12,8 +12,10 @@ Killed and started again with the same command, the study runs what is missing. 
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from omegaconf import DictConfig
 
@@ -24,6 +26,7 @@ from src.runs import workers
 from src.runs.jobs import DONE, Ended, Job, JobPool, Progress, Side, side_by_side
 from src.runs.launch import launch_jobs, mistakes
 from src.studies.conclusion import write_conclusion
+from src.studies.folder import StudyFolder
 from src.studies.plan import Plan, plan_of
 
 FAILED = 1
@@ -42,19 +45,31 @@ def study(config: DictConfig) -> int:
         say_plan(config, plan, side, every)
         if config.plan:
             return 0
-        plan.folder.path.mkdir(parents=True, exist_ok=True)
-        if lock_file(plan.folder.lock) is None:
-            raise ConfigError(f"{plan.folder} is in use by another process; choose another folder (folder=...)")
-    with JobPool(side) as pool:
+    with owned(plan.folder), JobPool(side) as pool:
         ended = run_missing(list(searches.values()), pool, plan)
         found = {key: search for key, search in searches.items() if search.is_done}
         ended += run_missing([job for key in found for jobs in trainings[key].values() for job in jobs], pool, plan)
-    if workers.stopped_by():
-        print("the study was stopped; the same command continues it", file=sys.stderr)
-        return 0  # the command's exit code says by what
-    failures = [end for end in ended if end.status != DONE]
-    say(write_conclusion(config, plan, side, found, {key: trainings[key] for key in found}, failures))
+        if workers.stopped_by():
+            print("the study was stopped; the same command continues it", file=sys.stderr)
+            return 0  # the command's exit code says by what
+        failures = [end for end in ended if end.status != DONE]
+        say(write_conclusion(config, plan, side, found, {key: trainings[key] for key in found}, failures))
     return FAILED if failures else 0
+
+
+@contextmanager
+def owned(folder: StudyFolder) -> Iterator[None]:
+    """Make the folder of a study, and keep other processes from it during the block."""
+    with mistakes():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = lock_file(folder.lock)
+        if lock is None:
+            raise ConfigError(f"{folder} is in use by another process; choose another folder (folder=...)")
+    try:
+        yield
+    finally:
+        folder.lock.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def say_plan(config: DictConfig, plan: Plan, side: Side, every: Sequence[Job]) -> None:

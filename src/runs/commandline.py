@@ -25,6 +25,8 @@ _BUILT = (
     "logger",
     "callbacks",
 )
+# Mappings whose names are the user's own: Hydra takes new ones with `++` alone.
+_NAMED = ("variants", "retrain")
 _OVERRIDE = re.compile(r"(?P<prefix>\+{0,2}|~)(?P<key>[\w.-]+)(?P<rest>=.*)?", re.DOTALL)
 _TARGET = "._target_"
 _JOB_FOLDER = "hydra.sweep.subdir"
@@ -103,6 +105,8 @@ def _ready(argument: str) -> str:
     if argument.partition("=")[0] == "~optimizer.schedule":
         return "optimizer.schedule=null"
     match = _OVERRIDE.fullmatch(argument)
+    if match is not None and match["key"] in _NAMED and not match["prefix"]:
+        return f"++{argument}"
     below = match is not None and any(match["key"].startswith(f"{built}.") for built in _BUILT)
     if match is None or not below or match["prefix"] == "~" or match["rest"] is None:
         return argument

@@ -38,7 +38,7 @@ from src.runs.schema import check
 from src.spaces.choices import spec_of
 
 FAILED = 1
-_SET = ("space", "data", "data.validation_fraction", "genotype", "seed", "folder", "resume")  # by the command, for each
+_SET = ("space", "data", "data.validation_fraction", "genotype", "seed", "folder", "resume")  # by this command
 
 
 class TableFolder:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from src.architectures.architecture import Architecture
+from src.benchmarks.small_1d import small_1d
 from src.common.errors import ConfigError, must_be
 from src.spaces.nas_bench_201 import Cell, Zeroize
 
@@ -27,12 +28,25 @@ class Small1d(nn.Module):
         num_classes: of the logits.
         channels: of the first stage.
         cells: in each stage.
+        table: the data that the accuracies are of which a search looks its architectures up in, whatever data it searches
+            on: `mnist_1d`; None for no table. It was made with the default `channels` and `cells`.
+
+    Attributes:
+        table: the accuracies, or None.
 
     Raises:
         ConfigError: an argument is out of its range.
     """
 
-    def __init__(self, *, input_shape: Sequence[int], num_classes: int, channels: int = 8, cells: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        input_shape: Sequence[int],
+        num_classes: int,
+        channels: int = 8,
+        cells: int = 1,
+        table: str | None = "mnist_1d",
+    ) -> None:
         super().__init__()
         if len(input_shape) != 2:
             shape = tuple(input_shape)
@@ -42,6 +56,7 @@ class Small1d(nn.Module):
         for name, value in (("channels", channels), ("cells", cells)):
             if value < 1:
                 raise must_be(name, "1 or more", value)
+        self.table = None if table is None else small_1d(table)
         self.stem = nn.Sequential(
             nn.Conv1d(input_shape[0], channels, 3, padding=1, bias=False), nn.BatchNorm1d(channels)
         )

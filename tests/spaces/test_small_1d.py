@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from commands import read_json, refused, run
+from commands import read_csv, read_json, refused, run
 from conformance.space import SpaceConformance
 from torch import Tensor, nn
 
+from src.architectures.architecture import Architecture
 from src.architectures.enumeration import Architectures
+from src.benchmarks.small_1d import small_1d
 from src.common.errors import ConfigError
 from src.spaces.choices import fix, spec_of
 from src.spaces.small_1d import AveragePool, Small1d
@@ -19,7 +22,7 @@ from src.spaces.small_1d import AveragePool, Small1d
 TINY = ["data=mnist_1d", "trainer=cpu", "callbacks=none", "logger=none", "trainer.limit_train_batches=2"]
 
 
-def space(**changes: int) -> Small1d:
+def space(**changes: Any) -> Small1d:
     torch.manual_seed(0)
     return Small1d(input_shape=(1, 12), num_classes=3, **{"channels": 4, **changes})
 
@@ -66,10 +69,13 @@ def test_the_pooling_is_that_of_torch(length: int) -> None:
     torch.testing.assert_close(AveragePool()(x), expected)
 
 
-def test_a_search_and_a_retrain_by_command(tmp_path: Path) -> None:
+def test_a_search_that_is_looked_up_and_a_retrain_by_command(tmp_path: Path) -> None:
     found, trained = tmp_path / "found", tmp_path / "trained"
     done = run("search", "space=small_1d", "epochs=1", *TINY, "trainer.limit_val_batches=1", f"folder={found}")
     assert done.code == 0, done.err
+    (row,) = read_csv(found / "metrics.csv")
+    standing = small_1d().standing(Architecture(read_json(found / "genotype.json")))
+    assert [float(row[f"table_{name}"]) for name in standing._fields] == pytest.approx(list(standing), rel=1e-6)
     half = "data.validation_fraction=0.5"
     done = run("retrain", f"genotype={found}", "epochs=1", *TINY, half, f"folder={trained}")
     assert done.code == 0, done.err

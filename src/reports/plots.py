@@ -199,24 +199,25 @@ def plot(
         bands: for each line the lower and upper ends of an area around it, or None.
     """
     around = [bands[place] if place < len(bands) else None for place in range(len(series))]
-    ends = [end for band in around if band for end in band]
-    shown = [*(values for _, _, values in series), *ends]
-    drawn = [value for values in shown for value in values if math.isfinite(value)]
-    low, high = min([0.0, *drawn]), max([0.0, *drawn])
+    drawn = [value for _, _, values in series for value in values if math.isfinite(value)]
+    ends = [value for band in around if band for end in band for value in end if math.isfinite(value)]
+    low, high = min([0.0, *drawn, *ends]), max([0.0, *drawn, *ends])
     if percent:
         high = max(high, 1.0)
     if uniform is not None:
         high = max(high, uniform)
     is_log = not percent and uniform is None and bool(drawn) and 0 < 100 * min(drawn) < max(drawn)
     if is_log:
-        low, high = 10 ** math.floor(math.log10(min(drawn))), 10 ** math.ceil(math.log10(max(drawn)))
+        low, high = 10 ** math.floor(math.log10(min(drawn))), 10 ** math.ceil(math.log10(max([*drawn, *ends])))
         marks = [10.0**power for power in range(round(math.log10(low)), round(math.log10(high)) + 1)]
     else:
         marks = ticks(low, high)
         low, high = min(low, marks[0]), max(high, marks[-1] if uniform is None else high)
 
     def at(value: float) -> float:
-        share = math.log(value / low) / math.log(high / low) if is_log else (value - low) / (high - low or 1.0)
+        share = (
+            math.log(max(value, low) / low) / math.log(high / low) if is_log else (value - low) / (high - low or 1.0)
+        )
         return round(HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM), 1)
 
     places = positions(epochs, _LEFT, WIDTH - _RIGHT)

@@ -13,6 +13,7 @@ from src.reports.numbers import UNKNOWN, Unit, chance, count, duration, p_value,
 from src.reports.page import embedded, environment
 from src.reports.plots import GROUP_COLOURS, Palette, Plot, plot, plot_data
 from src.reports.settings import Row, name_of
+from src.studies.stopping import RULES
 
 _RANDOM = "random"
 _NOTHING = (UNKNOWN, "")
@@ -356,7 +357,7 @@ def _arms(result: Mapping[str, Any], analysis: Mapping[str, Any], unit: Unit, lo
         Heading("worth", "random architectures whose best is as good as the mean, on average"): [
             Entry(UNKNOWN)
             if (worth := numbers["worth"]) is None
-            else Entry(count(worth["value"]), _ends_of(worth["interval"], count))
+            else Entry(_worth(worth["value"], result["random"]), _worths(worth["interval"], result["random"]))
             for numbers in arms.values()
         ],
     }
@@ -381,6 +382,16 @@ def _arms(result: Mapping[str, Any], analysis: Mapping[str, Any], unit: Unit, lo
         }
         names.insert(0, (_RANDOM, look[_RANDOM]))
     return _grid("Arms, with 95 % intervals of the means", "arm", columns, names)
+
+
+def _worth(value: float, random: Mapping[str, Any]) -> str:
+    """Return how many random architectures; a table tells up to a million apart, a sample as many as it has."""
+    most = 1e6 if random["kind"] == "table" else random["count"]
+    return f"{count(most)} or more" if value >= most else count(value)
+
+
+def _worths(ends: Sequence[float] | None, random: Mapping[str, Any]) -> str:
+    return "" if ends is None else " to ".join(_worth(end, random) for end in ends)
 
 
 def _tested(found: Mapping[str, Any] | None, level: float) -> Entry:
@@ -415,10 +426,10 @@ def _shares(summary: Mapping[str, Any] | None) -> Entry:
 
 
 def _ends_of(ends: Sequence[float | None] | None, write: Callable[[float | None], str]) -> str:
-    """Return an interval of shares or counts, of which the unit is written once."""
+    """Return an interval, of which the unit is written once; nothing where an end is not known."""
     if ends is None or None in ends:
         return ""
-    low, high = (write(_within(end, 0.0, 1.0) if write is share else end) for end in ends)
+    low, high = map(write, ends)
     return f"{low.removesuffix(' %')} to {high}"
 
 
@@ -526,37 +537,50 @@ def _compared(pairs: Sequence[Mapping[str, Any]], analysis: Mapping[str, Any]) -
 
 
 class Measure(NamedTuple):
-    """What is drawn over the epochs."""
+    """What is drawn over the epochs. No value, and so no mean, is below `low` or above `high`."""
 
     title: str
     unit: str
     low: float = -math.inf
-    """No value, and so no mean, is below it."""
     high: float = math.inf
+    percent: bool = False
+    """Whether values are shares, with an axis to 100 %."""
 
 
-_MEASURES = {
-    "regret": Measure("Regret of each epoch's architecture", "{points}below the best", 0.0),
-    "percentile": Measure("Rank of each epoch's architecture", "% of all architectures that are worse", 0.0, 1.0),
-    "validation": Measure("Validation of the supernet", "{metric}"),
-    "skips": Measure("Skip connections of each epoch's architecture", "how many", 0.0),
-    "entropy": Measure("Entropy of the mixing weights", "nats, mean over the choices", 0.0),
-    "eigenvalue": Measure("Top eigenvalue", "of the validation loss by the alphas"),
-    "exact_cosine": Measure("Cosine to the exact hypergradient", "1 is the same direction", -1.0, 1.0),
-    "ranking_tau": Measure("Ranking by the supernet", "Kendall's tau with the table", -1.0, 1.0),
-}
-_SCORES = {"regret", "validation"}
+def _measures(metric: str, unit: Unit) -> dict[str, Measure]:
+    """Return what may be drawn over the epochs, by its name in the analysis."""
+    cosine, tau = "1 is the same direction", "Kendall's tau against the table"
+    most = 1.0 if unit.is_share else math.inf
+    lowest = 0.0 if unit.is_share else -math.inf
+    return {
+        "regret": Measure("Regret of each epoch's architecture", f"{unit.points} below the best".strip(), 0.0, most),
+        "percentile": Measure(
+            "Rank of each epoch's architecture", "% of all architectures that are worse", 0.0, 1.0, percent=True
+        ),
+        "validation": Measure(
+            "Validation of the supernet", f"{metric}{' in %' * unit.is_share}", lowest, most, percent=unit.is_share
+        ),
+        "skips": Measure("Skip connections of each epoch's architecture", "how many", 0.0),
+        "entropy": Measure("Entropy of the mixing weights", "nats, mean over the choices", 0.0),
+        "eigenvalue": Measure("Top eigenvalue", "of the validation loss by the alphas"),
+        "exact_cosine": Measure("Cosine to the exact hypergradient", cosine, -1.0, 1.0),
+        "finite_difference_cosine": Measure(
+            "Cosine of the finite difference to the exact correction", cosine, -1.0, 1.0
+        ),
+        "ranking_tau": Measure("Ranking by the supernet", tau, -1.0, 1.0),
+        "ranking_tau_top": Measure("Ranking of the best fifth", tau, -1.0, 1.0),
+    }
 
 
 def _curves(analysis: Mapping[str, Any], unit: Unit, palette: Palette) -> Iterator[Plot]:
     """Yield a plot for each measure, with a line an arm and the 95 % interval of its mean over the seeds."""
     arms = {arm: search["curves"] for arm, search in analysis["searches"].items() if search["curves"]}
     look = {arm: _colour(place) for place, arm in enumerate(analysis["arms"])}
-    for name, measure in _MEASURES.items():
+    for name, measure in _measures(name_of(analysis["metric"]["name"]), unit).items():
         lines = {arm: curves[name] for arm, curves in arms.items() if name in curves and curves[name]["epochs"]}
         if not lines:
             continue
-        scale = unit.scaled if name in _SCORES else float
+        scale = unit.scaled if name == "regret" else float
         epochs = sorted({epoch for line in lines.values() for epoch in line["epochs"]})
         at = {
             arm: {
@@ -565,15 +589,13 @@ def _curves(analysis: Mapping[str, Any], unit: Unit, palette: Palette) -> Iterat
             }
             for arm, line in lines.items()
         }
-        metric = name_of(analysis["metric"]["name"]) + (" in %" if unit.is_share else "")
-        said = measure.unit.format(points=f"{unit.points} " if unit.points else "", metric=metric)
         yield plot(
             measure.title,
-            f"{said}; {_seeds([n for line in lines.values() for n in line['n']])}",
+            f"{measure.unit}; {_seeds([n for line in lines.values() for n in line['n']])}",
             epochs,
             [(arm, look.get(arm, _INK), values["mean"]) for arm, values in at.items()],
             palette,
-            percent=name == "percentile",
+            percent=measure.percent,
             bands=[(values["low"], values["high"]) for values in at.values()],
         )
 
@@ -617,18 +639,24 @@ def _tau(summary: Mapping[str, Any] | None) -> Entry:
 
 
 def _stopping(analysis: Mapping[str, Any], unit: Unit, look: Mapping[str, str]) -> Grid:
-    """Return the regret of the last epoch's architecture, of those that rules pick, and of the best one."""
+    """Return the regret of the last epoch's architecture, of those that rules pick, and of the best one.
+
+    Rules that pick the last epoch for all arms are left out. With several arms, the last row is of their mean.
+    """
     searches = {arm: search for arm, search in analysis["searches"].items() if search["epochs"]}
-    rules = dict.fromkeys(rule for search in searches.values() for rule in search["rules"])
+    rules = dict.fromkeys(
+        name for search in searches.values() for name, rule in search["rules"].items() if rule["different"]
+    )
+    level = analysis["level"]
     columns = {
         Heading("n"): [Entry(str(search["epochs"]["last"]["n"])) for search in searches.values()],
         Heading("last epoch", "below it the 95 % interval of the mean"): [
             _of(search["epochs"]["last"], unit) for search in searches.values()
         ],
         **{
-            Heading(
-                name_of(rule), "a rule; below it what the last epoch's has more, with p corrected by Holm's method"
-            ): [_rule(search["rules"].get(rule), analysis["level"], unit) for search in searches.values()]
+            Heading(name_of(rule), _rule_in_words(rule)): [
+                _rule(search["rules"].get(rule), level, unit) for search in searches.values()
+            ]
             for rule in rules
         },
         Heading("best epoch", "picked with the table"): [
@@ -638,15 +666,36 @@ def _stopping(analysis: Mapping[str, Any], unit: Unit, look: Mapping[str, str]) 
             _of(search["epochs"]["lost"], unit) for search in searches.values()
         ],
     }
+    names = [(arm, look[arm]) for arm in searches]
+    if len(searches) > 1 and rules:
+        over_all = {name: analysis["rules"].get(name) for name in rules}
+        row = [Entry("")] * 2 + [_gain(found, level, unit) for found in over_all.values()] + [Entry("")] * 2
+        columns = {heading: [*entries, entry] for (heading, entries), entry in zip(columns.items(), row, strict=True)}
+        names.append(("gain, all arms", look[_RANDOM]))
     points = f", in {unit.points}" if unit.points else ""
-    return _grid(f"Mean regret{points}", "arm", columns, [(arm, look[arm]) for arm in searches])
+    return _grid(f"Mean regret{points}", "arm", columns, names)
+
+
+def _rule_in_words(name: str) -> str:
+    known = RULES.get(name)
+    return f"{known.words}; below it the gain over the last epoch" if known else "below it the gain over the last epoch"
 
 
 def _rule(found: Mapping[str, Any] | None, level: float, unit: Unit) -> Entry:
+    """Return the regret of what a rule picks, and how much less that is than the last epoch's."""
     if found is None:
         return Entry(UNKNOWN)
-    gain = unit.difference(found["gain"]["mean"], signed=True)
-    return Entry(unit.difference(found["regret"]["mean"]), f"{gain}, {_p(found['p_holm'])}", found["p_holm"] <= level)
+    if not found["different"]:
+        return Entry(unit.difference(found["regret"]["mean"]), "the last")
+    gain = _gain(found, level, unit)
+    return Entry(unit.difference(found["regret"]["mean"]), f"{gain.text}, {gain.below}", gain.is_shown)
+
+
+def _gain(found: Mapping[str, Any] | None, level: float, unit: Unit) -> Entry:
+    if found is None:
+        return Entry(UNKNOWN)
+    shown = found["p_holm"] <= level
+    return Entry(unit.difference(found["gain"]["mean"], signed=True), _p(found["p_holm"]), is_shown=shown)
 
 
 def _agreement(analysis: Mapping[str, Any], look: Mapping[str, str]) -> Grid:

@@ -111,3 +111,13 @@ def test_a_band_lies_around_its_line_and_the_axis_has_room_for_it() -> None:
         f"M{drawn.x[2]:g} {at['3']:g} {drawn.x[3]:g} {at['5']:g} {drawn.x[3]:g} {at['1']:g} {drawn.x[2]:g} {at['1']:g}Z"
     )
     assert drawn.lines[1].band == ""
+
+
+def test_a_band_that_reaches_below_a_logarithmic_axis_ends_at_it() -> None:
+    lines = [("a", "#1f5fa8", [1.0, 1e-4])]
+    drawn = plot("A", "", [0, 1], lines, Palette(), bands=[([0.0, -1.0], [20.0, 1.0])])
+    at = {tick.text: tick.at for tick in drawn.y_ticks}
+    assert list(at) == ["0.0001", "0.001", "0.01", "0.1", "1", "10", "100"]
+    assert drawn.lines[0].band.endswith(f"{drawn.x[1]:g} {at['0.0001']:g} {drawn.x[0]:g} {at['0.0001']:g}Z")
+    wide = plot("A", "", [0, 1], [("a", "#1f5fa8", [1.0, 0.5])], Palette(), bands=[([0.001, 0.001], [1.0, 1.0])])
+    assert wide.y_ticks[0].text == "0"  # the lines say whether the axis is logarithmic

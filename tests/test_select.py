@@ -15,6 +15,7 @@ from src.common.errors import ConfigError
 from src.methods.selection import Selection
 from src.runs.build import build_data
 from src.runs.folder import RunFolder
+from src.runs.following import retrain_command
 from src.runs.opened import load_run
 from src.runs.resume import read_settings
 from src.search import build_module
@@ -48,6 +49,20 @@ def selected(searched: Path, before: dict[str, bytes], tmp_path_factory: pytest.
         "decisions  12, with their scores in" in done.out
     )  # five edges, and the inputs of the second node, of each cell
     return folder
+
+
+def test_a_finished_selection_has_no_epochs_to_add(selected: Path) -> None:
+    line = refused(run("select", f"resume={selected}"))
+    assert line == f"error: {selected} has finished, and a selection has no epochs to add\n"
+
+
+def test_what_to_type_next_has_the_experiment_of_the_search(tmp_path: Path) -> None:
+    files = RunFolder(tmp_path)
+    files.result.write_text('{"command": "python -m src.search experiment=demo trainer=gpu"}')
+    found = retrain_command(f"python -m src.select search={tmp_path} trainer=cpu", "found")
+    assert found == "python -m src.retrain experiment=demo_retrain trainer=cpu genotype=found"
+    files.result.unlink()
+    assert retrain_command(f"python -m src.select search={tmp_path}", "found") == "python -m src.retrain genotype=found"
 
 
 def test_it_leaves_the_files_of_a_run_and_the_search_as_it_is(

@@ -157,6 +157,8 @@ def _check_resumes(run: Run, checkpoint: dict[str, Any]) -> None:
             f"within an epoch (trainer.devices={started_by})"
         )
     if status_of(folder) == "ok" and trainer.max_epochs is not None and checkpoint["epoch"] + 1 >= trainer.max_epochs:
+        if run.record.kind == "select":  # whose space says how many epochs it has
+            raise ConfigError(f"{folder} has finished, and a selection has no epochs to add")
         raise ConfigError(
             f"{folder} has finished its {trainer.max_epochs} epochs; epochs must be {trainer.max_epochs + 1} or more to "
             "resume it"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
 from src.common.shell import override, pastable
+from src.runs.folder import RunFolder
 
 
 def config_folder() -> Path:
@@ -27,15 +29,28 @@ def overrides_of(command: str | None) -> list[str]:
 
 
 def retrain_overrides(command: str | None) -> list[str]:
-    """Return the overrides of a retrain that go with those of a search's command: its experiment and its trainer."""
+    """Return the overrides of a retrain that go with those of a search's command: its experiment and its trainer.
+
+    A selection has the experiment of its search.
+    """
     kept = []
     for text in overrides_of(command):
         key, _, value = text.partition("=")
-        if key == "experiment" and (CONF / key / f"{value}_retrain.yaml").is_file():
+        if key == "search":
+            kept += [text for text in retrain_overrides(_command_in(value)) if text.startswith("experiment=")]
+        elif key == "experiment" and (CONF / key / f"{value}_retrain.yaml").is_file():
             kept.append(f"{text}_retrain")
         elif key == "trainer":
             kept.append(text)
     return kept
+
+
+def _command_in(folder: str) -> str | None:
+    """Return the command of a run; None where it is not known."""
+    try:
+        return str(json.loads(RunFolder.of(folder).result.read_bytes())["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def retrain_command(command: str | None, folder: object, seeds: str | None = None) -> str:

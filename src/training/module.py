@@ -36,6 +36,7 @@ class _Check(NamedTuple):
     epoch: int
     step: int
     rates: list[float]
+    remedy: str
 
     def pass_or_raise(self, gradient_norm: Tensor, loss: Tensor) -> None:
         """Raise `Diverged` if the norm is not finite."""
@@ -43,8 +44,7 @@ class _Check(NamedTuple):
             rates = ", ".join(f"{rate:.3g}" for rate in self.rates)
             raise Diverged(
                 f"the gradient of the {self.what} is {float(gradient_norm)} in epoch {self.epoch}, "
-                f"step {self.step} (loss {float(loss):.4g}, learning rates {rates}); a smaller learning rate of the "
-                "weights may help"
+                f"step {self.step} (loss {float(loss):.4g}, learning rates {rates}); {self.remedy} may help"
             )
 
 
@@ -345,13 +345,20 @@ class TrainingModule(L.LightningModule):
             torch._foreach_copy_(buffers, moved)
         return averaged
 
-    def check_finite(self, what: str, gradient_norm: Tensor, loss: Tensor) -> None:
-        """Raise `Diverged` if a gradient, averaged over the processes, is not finite.
+    def check_finite(
+        self,
+        what: str,
+        gradient_norm: Tensor,
+        loss: Tensor,
+        *,
+        remedy: str = "a smaller learning rate of the weights",
+    ) -> None:
+        """Raise `Diverged` if a gradient, averaged over the processes, is not finite, with what may help against it.
 
         On a GPU the host does not wait for the norm. It is read in the next step, and before anything is written.
         """
         rates = [group["lr"] for optimizer in self._optimizers for group in optimizer.param_groups]
-        check = _Check(what, self.current_epoch, self._step, rates)
+        check = _Check(what, self.current_epoch, self._step, rates, remedy)
         if gradient_norm.device.type != "cuda" or processes.world_size() > 1:  # processes have to fail together
             check.pass_or_raise(gradient_norm, loss)
             return

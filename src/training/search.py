@@ -323,7 +323,11 @@ class SearchModule(TrainingModule):
     def _apply_to_alphas(self, found: AlphaStep, alpha_optimizer: Any) -> AlphaGradient:
         """Step the alphas along what was computed for them."""
         alphas = self.alphas()
-        self.check_finite("alphas", found.length, found.arch_loss)
+        if self.method.penalty is None:
+            self.check_finite("alphas", found.length, found.arch_loss)
+        else:
+            remedy = "a smaller weight of the penalty, or smaller learning rates,"
+            self.check_finite("alphas, with the penalty's,", found.length, found.arch_loss, remedy=remedy)
         set_gradients(alphas.values(), (found.stepped[name] for name in alphas))
         alpha_optimizer.step()
         self._alpha_values = found.values

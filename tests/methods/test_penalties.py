@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from commands import SEARCH, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,3 +96,10 @@ def test_beta_decays_gradient_is_that_of_its_value(values: list[list[float]], we
                 for moved in (alpha + step, alpha - step)
             )
             assert math.isclose((ahead - behind) / (2 * h), float(gradient[name][place]), rel_tol=1e-5, abs_tol=1e-6)
+
+
+def test_a_penalty_that_is_not_finite_is_among_the_suspects(tmp_path: Path) -> None:
+    done = run("search", *SEARCH, "method=beta_darts", "method.penalty.weight=1e39", f"folder={tmp_path / 'run'}")
+    assert done.code == 1
+    assert "the gradient of the alphas, with the penalty's, is inf in epoch 0, step 0" in done.err
+    assert "a smaller weight of the penalty, or smaller learning rates, may help" in done.err

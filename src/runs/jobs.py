@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from src.common import terminal
-from src.common.errors import ConfigError, must_be
+from src.common.errors import ConfigError, Interrupted, must_be
 from src.common.shell import override, pastable
 from src.runs import workers
 from src.runs.folder import RunFolder
@@ -208,6 +208,8 @@ class _Slot:
             if workers.stopped_by():
                 return ended(STOPPED, "stopped before it began")
             return ended(FAILED, "its process was killed; out of memory is the usual reason")
+        except Interrupted as stop:  # before the run had begun, or after it had ended
+            return ended(STOPPED, f"stopped by {stop.by}")
         if code == 0:
             return ended(DONE)
         return ended(STOPPED if code > 128 else FAILED, reason)

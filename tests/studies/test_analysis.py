@@ -12,6 +12,7 @@ from studies.made import made_with_scores, made_with_table, made_without_table
 
 from src.architectures.architecture import Architecture
 from src.benchmarks.nas_bench_201 import nas_bench_201
+from src.common.intervals import interval_of_mean
 from src.studies import inference
 from src.studies.analysis import analyse
 from src.studies.outcomes import TABLE, Metric, Outcome
@@ -299,3 +300,20 @@ def test_a_study_of_one_search() -> None:
 def test_a_study_without_outcomes() -> None:
     study = analyse([])
     assert (study["arms"], study["results"], study["searches"]) == ([], {}, {})
+
+
+def test_a_sample_of_random_architectures_knows_no_more_than_its_size() -> None:
+    scores = {"a": [0.99, 0.98, 0.985], "random": [0.9, 0.8, 0.7, 0.85]}
+    found = analyse(made_with_scores(scores, "short"))["results"]["short"]["arms"]["a"]["worth"]
+    assert found == {"value": 4, "interval": [4, 4]}
+
+
+def test_intervals_of_few_seeds_stay_where_values_can_be() -> None:
+    accuracies = nas_bench_201().accuracies
+    outcomes = made_with_scores({"a": [float(accuracies.max()), float(np.median(accuracies))]})
+    found = analyse(outcomes, table=nas_bench_201())["results"]["table"]["arms"]["a"]
+    for name in ("regret", "percentile"):
+        student = interval_of_mean(found[name]["values"])
+        assert student[0] < 0
+        assert found[name]["interval"] == pytest.approx([0, min(student[1], 1)])
+    assert found["against_random"]["interval"] == [0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -98,6 +99,7 @@ PANEL_WIDTH, PANEL_HEIGHT = 150.0, 74.0
 _PANEL_LEFT, _PANEL_TOP, _PANEL_BOTTOM, _STRIP = 28.0, 4.0, 58.0, 63.0
 
 
+@functools.cache  # which also keeps the templates that were compiled
 def environment() -> Environment:
     """Return where the templates are, with escaping of all text."""
     return Environment(

@@ -49,6 +49,8 @@ def run(command: str, *overrides: str) -> Done:
         patch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it; it goes back with the rest
         # Hydra composes the config a first time for hydra.mode alone, which nothing here sets.
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        # No power fails.
+        patch.setattr("os.fsync", lambda file: None)
         # The objects of all tests would be gone through before each run.
         patch.setattr("src.runs.claim.unwatched_objects", contextlib.nullcontext)
         try:

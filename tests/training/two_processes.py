@@ -34,6 +34,8 @@ from src.training.retrain import RetrainModule
 from src.training.search import SearchModule
 
 CLASSES, SHAPE, BATCH, STEPS = 3, (2, 8, 8), 6, 2
+# Each kind of operation once: the processes wait for each other at every norm of every pass.
+CANDIDATES = ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3")
 TASK = Classification([str(label) for label in range(CLASSES)])
 HYPERGRADIENTS = {
     "first_order": FirstOrder(),
@@ -95,7 +97,9 @@ def search(
 ) -> dict[str, Any]:
     """Take some steps, and return the last alpha gradient, the state and the genotype."""
     torch.manual_seed(0)
-    net = SPACES[space](input_shape=SHAPE, num_classes=CLASSES, channels=2, cells=3, nodes=2, stem_multiplier=1)
+    net = SPACES[space](
+        input_shape=SHAPE, num_classes=CLASSES, channels=2, cells=3, nodes=2, stem_multiplier=1, candidates=CANDIDATES
+    )
     torch.manual_seed(1)
     module = SearchModule(
         net,

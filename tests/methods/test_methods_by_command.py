@@ -59,14 +59,14 @@ def test_a_search_leaves_the_files_of_a_run(method: str, straight: dict[str, Pat
     assert (folder / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["sdarts_rs", "sdarts_adv", "oles", "lambda_darts", "gdas", "drnas", "snas", "gaea", "pc_darts", "darts_minus"],
-)
+@pytest.mark.parametrize("method", ["sdarts_rs", "oles", "gdas", "drnas", "gaea", "pc_darts", "darts_minus"])
 def test_cut_off_twice_and_resumed(
     method: str, straight: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of an epoch, where noise depends on the step, and after an epoch."""
+    """In the middle of an epoch, where noise depends on the step, and after an epoch.
+
+    Those left out keep nothing between two steps that one of these does not.
+    """
     folder = tmp_path / "run"
     arguments = [*SHORT, *METHODS[method], f"folder={folder}"]
     for steps in (1, 1):

@@ -55,7 +55,7 @@ def relaxed(
         num_classes=3,
         channels=4,
         cells=3,
-        nodes=3,
+        nodes=2,
         stem_multiplier=2,
         candidates=candidates,
     )

@@ -38,7 +38,7 @@ def relaxed(kind: type[Supernet], method: Method, *, size: int, candidates: Sequ
     """Return a small supernet in float64, far from its first state."""
     torch.manual_seed(0)
     space = kind(
-        input_shape=(3, size, size), num_classes=3, channels=8, cells=3, nodes=3, stem_multiplier=1,
+        input_shape=(3, size, size), num_classes=3, channels=8, cells=3, nodes=2, stem_multiplier=1,
         candidates=candidates,
     )  # fmt: skip
     net = method.relax(space, init_scale=1.0).double()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
 from src.methods.relaxations import concentration
-from src.methods.schedules import Linear, Progress, Schedule, not_negative_at, value_at
+from src.methods.schedules import Linear, Progress, Schedule, not_negative_at
 from src.spaces.relaxed import by_size
 
 
@@ -24,7 +24,11 @@ class Penalty(Protocol):
     fits: ClassVar[frozenset[str]]
 
     def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
-        """Return a scalar, given {key: (candidates,)}."""
+        """Return a scalar, given {key: (candidates,)}.
+
+        Raises:
+            ConfigError: the penalty's weight is negative in this epoch.
+        """
         ...
 
 
@@ -44,11 +48,7 @@ class BetaDecay:
     fits: ClassVar[frozenset[str]] = frozenset({"softmax", "gumbel", "gumbel_soft"})
 
     def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
-        """Return lambda * mean over keys of log sum exp(alpha).
-
-        Raises:
-            ConfigError: lambda is negative in this epoch.
-        """
+        """Return lambda * mean over keys of log sum exp(alpha)."""
         weight = not_negative_at("weight", self.weight, progress)
         return weight * torch.stack([alpha.logsumexp(0) for alpha in alphas.values()]).mean()
 
@@ -71,7 +71,7 @@ class RelativeEntropy:
     def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
         """Return the weighted sum."""
         total = torch.stack([(p * (p * len(p)).log()).sum() for p in alphas.values()]).sum()
-        return value_at(self.weight, progress) * total
+        return not_negative_at("weight", self.weight, progress) * total
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class ZeroOne:
     def __call__(self, alphas: Mapping[str, Tensor], progress: Progress) -> Tensor:
         """Return the weighted loss."""
         weights = torch.cat([alpha.sigmoid() for alpha in alphas.values()])
-        return -value_at(self.weight, progress) * ((weights - 0.5) ** 2).mean()
+        return -not_negative_at("weight", self.weight, progress) * ((weights - 0.5) ** 2).mean()
 
 
 @dataclass(frozen=True)
@@ -117,4 +117,6 @@ class DirichletDivergence:
             shape = concentration(torch.stack([alphas[key] for key in keys]))
             drawn, flat = (Dirichlet(c, validate_args=False) for c in (shape, torch.ones_like(shape)))
             divergences.append(kl_divergence(drawn, flat).sum())
-        return (value_at(self.weight, progress) * torch.stack(divergences).sum()).to(next(iter(alphas.values())))
+        return (not_negative_at("weight", self.weight, progress) * torch.stack(divergences).sum()).to(
+            next(iter(alphas.values()))
+        )

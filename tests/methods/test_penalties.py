@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from commands import SEARCH, run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src.common.errors import ConfigError
 from src.methods.method import Method
-from src.methods.penalties import BetaDecay, DirichletDivergence, ZeroOne
+from src.methods.penalties import BetaDecay, DirichletDivergence, RelativeEntropy, ZeroOne
 from src.methods.relaxations import Dirichlet, Sigmoid
-from src.methods.schedules import Progress
+from src.methods.schedules import Linear, Progress
 
 ALPHAS = torch.tensor([0.0, math.log(2), math.log(3)], dtype=torch.float64)
 FIRST = Progress(0, 1)
@@ -71,6 +73,14 @@ def test_dirichlet_divergence_draws_the_alphas_to_0() -> None:
             "alphas.a"
         ]
         assert torch.equal(gradient.sign(), torch.full((4,), value, dtype=torch.float64).sign())
+
+
+@pytest.mark.parametrize("kind", [BetaDecay, RelativeEntropy, ZeroOne, DirichletDivergence])
+def test_a_negative_weight_is_refused(kind: Any) -> None:
+    falling = kind(weight=Linear(1.0, -1.0))
+    falling({"edge": ALPHAS.softmax(0)}, Progress(1, 3))
+    with pytest.raises(ConfigError, match="weight must be 0 or more in every epoch, got -1 in epoch 2"):
+        falling({"edge": ALPHAS.softmax(0)}, Progress(2, 3))
 
 
 def test_without_a_penalty_there_is_no_gradient() -> None:

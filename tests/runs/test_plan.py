@@ -11,6 +11,7 @@ import pytest
 from commands import FEW, RETRAIN, SEARCH, SMALL, Done, refused, run
 
 from src.runs import devices, plan
+from src.runs.following import retrain_overrides
 from src.runs.plan import _Probe, _Taken
 
 ENOUGH = ["data=digits", "trainer=cpu", *SMALL, *FEW, "epochs=3", "data.batch_size=64", "trainer.limit_train_batches=9"]
@@ -27,7 +28,8 @@ def lines(done: Done) -> dict[str, str]:
     return dict(re.findall(r"^  (\w+) +(.*(?:\n {4,}.*)*)", done.out, re.MULTILINE))
 
 
-def test_of_a_search_and_its_retrain(tmp_path: Path) -> None:
+def test_of_a_search_and_its_retrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "retrain_overrides", lambda command: [*retrain_overrides(command), *SMALL])
     done = run("search", *ENOUGH, "method.frozen_epochs=1", "plan=true", f"folder={tmp_path / 'run'}")
     own, after = done.out.split("then, for an architecture at random:\n")
     assert own.startswith("plan of a search: digits, darts, order 1, seed 0\n")

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hydra._internal.hydra import Hydra
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,8 +46,6 @@ def run(command: str, *overrides: str) -> Done:
     ):
         patch.setattr(sys, "argv", [command, *overrides])
         patch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it; it goes back with the rest
-        # Hydra composes the config a first time for hydra.mode alone, which nothing here sets.
-        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         # No power fails.
         patch.setattr("os.fsync", lambda file: None)
         # The objects of all tests would be gone through before each run.

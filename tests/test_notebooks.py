@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -33,10 +34,19 @@ def test_stored_without_outputs(path: Path) -> None:
             assert cell.execution_count is None
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, id=path.stem, marks=[] if path is NOTEBOOKS[0] else pytest.mark.slow) for path in NOTEBOOKS],
-)
+def test_the_cells_of_the_first_run_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: a kernel takes longer to start than the cells to run."""
+    plt.switch_backend("agg")
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    names: dict[str, Any] = {}
+    for cell in read(NOTEBOOKS[0]).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+    assert names["loss"].item() < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path: Path) -> None:
     notebook = read(path)
     NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()

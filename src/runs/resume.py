@@ -15,6 +15,7 @@ from yaml import YAMLError
 from src.common.errors import ConfigError, shorten, unknown
 from src.common.shell import override, pastable
 from src.runs.folder import RunFolder
+from src.runs.following import CONF
 
 CHANGEABLE = ("epochs", "trainer", "logger", "callbacks", "diagnostics", "checkpoint_minutes", "graphs")
 _GROUPS = ("trainer", "logger", "callbacks", "diagnostics")  # config groups among them
@@ -136,7 +137,7 @@ def with_saved_settings(command: str, given: DictConfig, overrides: Sequence[str
         if key in ("resume", "sweep.resume", "folder"):
             continue
         if top not in CHANGEABLE and not _is_place(key):
-            if top not in saved:
+            if top not in saved and not (CONF / top).is_dir():  # an experiment is not saved by its name
                 raise unknown("key", top, CHANGEABLE)
             raise ConfigError(
                 f"{key} cannot change in a resumed run; {', '.join(CHANGEABLE)} and the {PLACE} of the data can"

@@ -484,6 +484,7 @@ class TestBadResume:
             ([f"resume={folder / 'checkpoints' / 'last.ckpt'}"], f"{folder} has finished its 3 epochs"),
             ([f"resume={folder / 'checkpoints'}"], f"{folder} has finished its 3 epochs"),
             ([f"resume={folder}", "seed=1", "epochs=9"], "seed cannot change in a resumed run"),
+            ([f"resume={folder}", "experiment=demo"], "experiment cannot change in a resumed run"),
             (
                 [f"resume={folder}", "checkpoint_minutes=-1", "epochs=9"],
                 "checkpoint_minutes must be 0 (every step) or more",

@@ -610,7 +610,11 @@ class TestLoggersAndHelp:
             ),
             (
                 "retrain",
-                {"experiment: darts_v1, darts_v2, demo_retrain, small", "optimizer: retrain"},
+                {
+                    "experiment: darts_v1, darts_v2, demo_retrain, small",
+                    "optimizer: retrain",
+                    "callbacks: none, retrain",
+                },
                 ["method", "hypergradient"],
             ),
         ],

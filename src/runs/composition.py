@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -112,13 +115,16 @@ def _is_option(group: str, option: str) -> bool:
     return bool(group and option) and (CONF / group / f"{option}.yaml").is_file()
 
 
+@functools.cache  # of each of many options the config is composed
 def _is_usable(command: str, group: str, option: str) -> bool:
     """Return whether a command can use an option.
 
-    An option with the name of a command is for that one. A selection has some groups from its search. A space is one that the command can search, or train. With an
-    optimiser or an experiment, the command's config can be composed, and passes the checks that need no data.
+    An option with the name of a command is for that one, and so is one that begins with such an option. A selection has
+    some groups from its search. A space is one that the command can search, or train. With an optimiser or an experiment,
+    the command's config can be composed, and passes the checks that need no data.
     """
-    if (option in COMMANDS and option != command) or (command == "select" and group in OF_THE_SEARCH):
+    begins_with = {option, *map(str, _defaults(CONF / group / f"{option}.yaml"))}
+    if begins_with & (COMMANDS.keys() - {command}) or (command == "select" and group in OF_THE_SEARCH):
         return False
     if group not in ("space", "optimizer", "experiment", "debug"):
         return group in _groups(command)
@@ -141,8 +147,13 @@ def _is_usable(command: str, group: str, option: str) -> bool:
 
 def _groups(command: str) -> list[str]:
     """Return the groups of options that a command has."""
-    defaults = yaml.safe_load((CONF / f"{command}.yaml").read_text(encoding="utf-8"))["defaults"]
+    defaults = _defaults(CONF / f"{command}.yaml")
     return sorted(group for entry in defaults if isinstance(entry, dict) for group in entry if (CONF / group).is_dir())
+
+
+def _defaults(path: Path) -> list[Any]:
+    """Return the defaults list of a file in conf/."""
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
 
 
 def usable_options(command: str) -> str:

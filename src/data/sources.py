@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, FashionMNIST
 
 from src.common.errors import ConfigError, must_be, shorten, unknown
@@ -178,6 +178,13 @@ def _obtain(read: Callable[[], Samples], *, what: str, files: str, unpacked: Pat
         ) from error
 
 
+@functools.cache  # of a sweep, each job asks for them
+def _digits() -> Any:
+    from sklearn.datasets import load_digits  # noqa: PLC0415 (only these data need it, and it takes a while)
+
+    return load_digits()
+
+
 class Digits(InMemory):
     """The 1,797 handwritten digits of 8x8x1 pixels that come with scikit-learn.
 
@@ -186,8 +193,8 @@ class Digits(InMemory):
     """
 
     def __init__(self) -> None:
-        digits: Any = load_digits()
+        digits = _digits()
         pixels = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
-        labels = torch.from_numpy(digits.target).long()
+        labels = torch.tensor(digits.target).long()
         task = Classification([str(name) for name in digits.target_names])
         super().__init__(Samples(pixels, labels, task), name="digits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import subprocess
@@ -110,6 +111,7 @@ def versions() -> dict[str, str]:
     }
 
 
+@functools.cache  # it is that of the code which this process has read
 def git_commit() -> str | None:
     """Return the commit of this code, with `-dirty` if files differ from it, or None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -203,6 +203,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(overrides: list[str], 
 def test_the_demo_takes_the_highest_order_that_its_method_has(method: str, order: int, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     tiny = ["space.channels=2", "space.cells=3", "space.nodes=2", "epochs=1", "trainer.limit_train_batches=1"]
+    tiny += ["trainer.limit_val_batches=1"]
     done = run("search", "experiment=demo", f"method={method}", *tiny, "callbacks=none", f"folder={folder}")
     assert done.code == 0, done.err
     assert read_json(folder / "result.json")["order"] == order

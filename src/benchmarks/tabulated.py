@@ -117,12 +117,13 @@ def read_table(path: Path | str) -> Table:
                 runs[rows.row(Architecture(choices))] = values
         every = [runs[row] for row in range(count_of(options))]
         validation, test, seconds = (np.array(column, dtype=np.float64) for column in zip(*every, strict=True))
+        data = str(raw["data"]["name"]) if "data" in raw else ""
     except OSError as error:
         raise ConfigError(f"cannot read the table {path}: {error.strerror}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {shorten(error)}"
         raise ConfigError(f"{path} holds no whole table of python -m src.tabulate ({what})") from None
-    return Table(options, validation, test, seconds)
+    return Table(options, validation, test, seconds, data)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 MISTAKE = 2  # the exit code of what the user can put right
@@ -49,6 +51,17 @@ def duration(seconds: float) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """Return a share as `45.3 %`."""
     return f"{100 * share:.{digits}f} %"
+
+
+def sentences(texts: Sequence[str]) -> str:
+    """Return sentences as a list, broken at the width of the terminal; of a file, at 110 columns."""
+    width = shutil.get_terminal_size((110, 0)).columns
+    return "\n".join(
+        textwrap.fill(
+            text, width, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        for text in texts
+    )
 
 
 def columns(lines: Sequence[Sequence[str]], left: int) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from omegaconf import DictConfig, OmegaConf
 
 from src.common.files import write_whole
-from src.common.terminal import duration, table
+from src.common.terminal import duration, sentences, table
 from src.reports.settings import Row
 from src.reports.study import StudyRun, render_study
 from src.runs.folder import RunFolder
@@ -56,7 +56,7 @@ def write_conclusion(
     if not outcomes:
         return f"no search of {folder} has a result; {RunFolder('').log.name} in their folders says why"
     numbers = analyse(outcomes, table=plan.table, metric=plan.metric, budget=config.budget, rules=RULES)
-    sentences = statement(numbers)
+    said = statement(numbers)
     runs = [
         run
         for (arm, seed), search in searches.items()
@@ -80,7 +80,7 @@ def write_conclusion(
     }
     result = {
         "study": facts,
-        "statement": sentences,
+        "statement": said,
         "analysis": numbers,
         "outcomes": [_plain(outcome) for outcome in outcomes],
         "failures": [{"name": folder.name_of(end.job.folder), "reason": end.reason} for end in failures],
@@ -89,15 +89,15 @@ def write_conclusion(
     page = render_study(
         numbers,
         title=f"Study {config.name}",
-        statement=sentences,
+        statement=said,
         runs=runs,
         command=facts["command"],
         summary=_summary(config, plan),
         facts=_facts(facts, runs),
     )
     write_whole(folder.page, page)
-    lines = [*sentences, *(f"failed: {folder.name_of(end.job.folder)}: {end.reason}" for end in failures)]
-    return "\n".join(lines) + "\n" + table([("page", str(folder.page)), ("numbers", str(folder.result))])
+    lines = [*said, *(f"failed: {folder.name_of(end.job.folder)}: {end.reason}" for end in failures)]
+    return f"{sentences(lines)}\n{table([('page', str(folder.page)), ('numbers', str(folder.result))])}"
 
 
 def _runs(plan: Plan, arm: str, seed: int, jobs: Mapping[str, Sequence[Job]]) -> Iterator[StudyRun]:

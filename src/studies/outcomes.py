@@ -111,8 +111,9 @@ def _rows(run: SavedRun, table: Table | None) -> list[dict[str, float]]:
         {name: value for name, value in zip(run.metrics, row, strict=True) if not math.isnan(value)}
         for row in zip(*run.metrics.values(), strict=True)
     ]
-    for row in rows if table is not None else ():
-        answers = run.history.get(int(row["epoch"]))
-        if answers:
-            row.update(metrics_of(table.standing(Architecture(answers))))
+    if table is not None:
+        for row in rows:
+            answers = run.history.get(int(row["epoch"]))
+            if answers:
+                row.update(metrics_of(table.standing(Architecture(answers))))
     return rows

@@ -12,28 +12,26 @@ Killed and started again with the same command, the study runs what is missing. 
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 
 from omegaconf import DictConfig
 
-from src.common.errors import ConfigError
-from src.common.files import lock_file
+from src.common.shell import pastable
 from src.common.terminal import say, table
 from src.runs import workers
-from src.runs.jobs import DONE, Ended, Job, JobPool, Progress, Side, side_by_side
+from src.runs.jobs import DONE, Job, JobPool, Side, owned, run_missing, side_by_side
 from src.runs.launch import launch_jobs, mistakes
 from src.studies.conclusion import write_conclusion
-from src.studies.folder import StudyFolder
 from src.studies.plan import Plan, plan_of
 
 FAILED = 1
 
 
-def study(config: DictConfig) -> int:
-    """Run what is missing of a study and write what it came to; return the exit code."""
+def study(config: DictConfig, command: str) -> int:
+    """Run what is missing of a study, write what it came to and the command that continues it; return the exit code."""
     with mistakes():
         side = side_by_side(config.jobs, config.threads)
         plan = plan_of(config)
@@ -45,31 +43,24 @@ def study(config: DictConfig) -> int:
         say_plan(config, plan, side, every)
         if config.plan:
             return 0
-    with owned(plan.folder), JobPool(side) as pool:
-        ended = run_missing(list(searches.values()), pool, plan)
+
+    def name(job: Job) -> str:
+        return plan.folder.name_of(job.folder)
+
+    with ExitStack() as stack:
+        with mistakes():
+            stack.enter_context(owned(plan.folder.path, plan.folder.lock))
+        pool = stack.enter_context(JobPool(side))
+        ended = run_missing(list(searches.values()), pool, name)
         found = {key: search for key, search in searches.items() if search.is_done}
-        ended += run_missing([job for key in found for jobs in trainings[key].values() for job in jobs], pool, plan)
+        ended += run_missing([job for key in found for jobs in trainings[key].values() for job in jobs], pool, name)
         if workers.stopped_by():
             print("the study was stopped; the same command continues it", file=sys.stderr)
             return 0  # the command's exit code says by what
         failures = [end for end in ended if end.status != DONE]
-        say(write_conclusion(config, plan, side, found, {key: trainings[key] for key in found}, failures))
+        trained = {key: trainings[key] for key in found}
+        say(write_conclusion(config, plan, side, found, trained, failures, command))
     return FAILED if failures else 0
-
-
-@contextmanager
-def owned(folder: StudyFolder) -> Iterator[None]:
-    """Make the folder of a study, and keep other processes from it during the block."""
-    with mistakes():
-        folder.path.mkdir(parents=True, exist_ok=True)
-        lock = lock_file(folder.lock)
-        if lock is None:
-            raise ConfigError(f"{folder} is in use by another process; choose another folder (folder=...)")
-    try:
-        yield
-    finally:
-        folder.lock.unlink(missing_ok=True)
-        os.close(lock)
 
 
 def say_plan(config: DictConfig, plan: Plan, side: Side, every: Sequence[Job]) -> None:
@@ -107,22 +98,9 @@ def _plural(command: str, number: int) -> str:
     return "" if number == 1 else "es" if command == "search" else "s"
 
 
-def run_missing(jobs: Sequence[Job], pool: JobPool, plan: Plan) -> list[Ended]:
-    """Run the jobs that have not finished, and say how each ends."""
-    missing = [job for job in jobs if not job.is_done]
-    if not missing or workers.stopped_by():
-        return []
-    progress = Progress(missing, lambda job: plan.folder.name_of(job.folder))
-    ended = []
-    for end in pool.run(missing):
-        progress.say(end)
-        ended.append(end)
-    return ended
-
-
 def main() -> int:
     """Run the command; return its exit code."""
-    return launch_jobs("study", study)
+    return launch_jobs("study", partial(study, command=pastable("study", sys.argv[1:])))
 
 
 if __name__ == "__main__":

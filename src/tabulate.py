@@ -12,9 +12,9 @@ Architectures that compute the same, as the space's `canonical` says, are traine
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,13 +25,13 @@ from omegaconf import DictConfig
 from src.architectures.architecture import Architecture
 from src.benchmarks.tabulated import Gate, Runs, count_of, distinct, options_of, table_text
 from src.common.errors import ConfigError, must_be
-from src.common.files import lock_file, write_whole
+from src.common.files import write_whole
 from src.common.shell import override, pastable
 from src.common.terminal import say, table
 from src.runs import workers
 from src.runs.build import build_data, build_network, check_targets, split_training
 from src.runs.composition import composed
-from src.runs.jobs import DONE, Job, JobPool, Progress, Side, side_by_side
+from src.runs.jobs import DONE, Job, JobPool, Side, owned, run_missing, side_by_side
 from src.runs.launch import launch_jobs, mistakes
 from src.runs.saved import read_run
 from src.runs.schema import check
@@ -117,16 +117,15 @@ def tabulate(config: DictConfig, command: str) -> int:
         say_plan(config, plan, missing, side)
         if config.plan:
             return 0
-        plan.folder.architecture(0).parent.mkdir(parents=True, exist_ok=True)
-        lock = lock_file(plan.folder.lock)
-        if lock is None:
-            raise ConfigError(f"{plan.folder} is in use by another process; choose another folder (folder=...)")
-    try:
+    with ExitStack() as stack:
+        with mistakes():
+            stack.enter_context(owned(plan.folder.path, plan.folder.lock))
+        plan.folder.architecture(0).parent.mkdir(exist_ok=True)
         for entry in plan.entries:
             entry.architecture.write(plan.folder.architecture(entry.row))
-        failed = train(plan, missing, side)
-    finally:
-        os.close(lock)
+        pool = stack.enter_context(JobPool(side))
+        ended = run_missing(jobs, pool, names_of(plan).__getitem__)
+    failed = sum(end.status != DONE for end in ended)
     if workers.stopped_by():
         print("stopped; the same command continues", file=sys.stderr)
         return 0  # the exit code says by what
@@ -215,22 +214,13 @@ def say_plan(config: DictConfig, plan: Plan, missing: Sequence[Job], side: Side)
     say(table(rows))
 
 
-def train(plan: Plan, jobs: Sequence[Job], side: Side) -> int:
-    """Run trainings, say how each ends, and return how many have not finished."""
-    if not jobs:
-        return 0
-    names = {
-        job.folder: f"{', '.join(map(str, entry.architecture.choices.values()))}, seed {seed}"
+def names_of(plan: Plan) -> dict[Job, str]:
+    """Return what the trainings are called."""
+    return {
+        job: f"{', '.join(map(str, entry.architecture.choices.values()))}, seed {seed}"
         for entry in plan.entries
         for seed, job in enumerate(entry.jobs)
     }
-    progress = Progress(jobs, lambda job: names[job.folder])
-    unfinished = 0
-    with JobPool(side) as pool:
-        for end in pool.run(jobs):
-            progress.say(end)
-            unfinished += end.status != DONE
-    return unfinished
 
 
 def write_table(config: DictConfig, plan: Plan, command: str) -> Gate:

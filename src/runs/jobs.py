@@ -21,6 +21,7 @@ import torch
 
 from src.common import terminal
 from src.common.errors import ConfigError, Interrupted, must_be
+from src.common.files import lock_file
 from src.common.shell import override, pastable
 from src.runs import workers
 from src.runs.folder import RunFolder
@@ -261,6 +262,43 @@ def _written_to(path: Path) -> Iterator[None]:
             for number, copy in zip((1, 2), kept, strict=True):
                 os.dup2(copy, number)
                 os.close(copy)
+
+
+@contextmanager
+def owned(folder: Path, lock: Path) -> Iterator[None]:
+    """Make the folder of a command that starts jobs, and keep other processes from it during the block.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = lock_file(lock)
+    if descriptor is None:
+        raise ConfigError(f"{folder} is in use by another process; choose another folder (folder=...)")
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def run_missing(jobs: Sequence[Job], pool: JobPool, name: Callable[[Job], str]) -> list[Ended]:
+    """Run the jobs that have not finished, say how each ends, and return that. After a signal none begins.
+
+    Args:
+        jobs: of which some may have finished before.
+        pool: that runs them.
+        name: what a job is called.
+    """
+    missing = [job for job in jobs if not job.is_done]
+    if not missing or workers.stopped_by():
+        return []
+    progress = Progress(missing, name)
+    ended = []
+    for end in pool.run(missing):
+        progress.say(end)
+        ended.append(end)
+    return ended
 
 
 class Progress:

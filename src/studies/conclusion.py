@@ -16,7 +16,6 @@ from src.reports.settings import Row
 from src.reports.study import StudyRun, render_study
 from src.runs.folder import RunFolder
 from src.runs.jobs import Ended, Job, Side
-from src.runs.launch import command_of_job
 from src.runs.record import git_commit, versions
 from src.runs.saved import read_run
 from src.studies.analysis import analyse
@@ -36,6 +35,7 @@ def write_conclusion(
     searches: Mapping[Key, Job],
     trainings: Mapping[Key, Mapping[str, Sequence[Job]]],
     failures: Sequence[Ended],
+    command: str,
 ) -> str:
     """Write study.json and study.html; return what the terminal says.
 
@@ -46,6 +46,7 @@ def write_conclusion(
         searches: that have finished.
         trainings: of what each of them found.
         failures: jobs that did not finish.
+        command: that continues the study.
     """
     folder = plan.folder
     found = {
@@ -71,7 +72,7 @@ def write_conclusion(
     machines = _machines(searches.values())
     facts: dict[str, Any] = {
         "name": config.name,
-        "command": command_of_job("study"),
+        "command": command,
         "settings": OmegaConf.to_container(config, resolve=True),
         "jobs": str(side),
         "machines": machines,
@@ -91,7 +92,7 @@ def write_conclusion(
         title=f"Study {config.name}",
         statement=said,
         runs=runs,
-        command=facts["command"],
+        command=command,
         summary=_summary(config, plan),
         facts=_facts(facts, runs),
     )

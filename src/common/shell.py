@@ -63,8 +63,8 @@ def shell_word(text: str) -> str:
 def with_quotes(arguments: Sequence[str], *, sweep: bool) -> list[str]:
     """Return a command line with quotes around the values that Hydra's grammar refuses, such as paths with é or =.
 
-    A leading `~/` becomes the home folder, as in a shell's own assignments. Of a list, the items are quoted, as in
-    `search=[space.cells=3]`. What is not of the form key=value, and what begins like a mapping or quoted text, stays as it is.
+    A leading `~/` becomes the home folder, as in a shell's own assignments. Of a list and of a mapping, the items are
+    quoted, as in `search=[space.cells=3]`. What is not of the form key=value, and what begins like quoted text, stays as it is.
 
     Args:
         arguments: the words of a command line.
@@ -75,19 +75,31 @@ def with_quotes(arguments: Sequence[str], *, sweep: bool) -> list[str]:
 
 def _with_quotes(argument: str, *, sweep: bool) -> str:
     match = _ASSIGNMENT.fullmatch(argument)
-    if match is None or parsed(argument) is not None or match["value"].startswith(("{", "'", '"')):
+    if match is None or parsed(argument) is not None or match["value"].startswith(("'", '"')):
         return argument
     key, value = match["key"], match["value"]
-    if value.startswith("["):
-        items = ",".join(_quoted_item(item.strip()) for item in _split(value[1:-1]))
-        listed = f"{key}=[{items}]"
-        return listed if value.endswith("]") and parsed(listed) is not None else argument
+    if value.startswith(("[", "{")):
+        whole = f"{key}={_quoted_items(value)}"
+        return whole if parsed(whole) is not None else argument
     values = _split(value) if sweep else [value]
     return f"{key}=" + ",".join(_quoted_item(text) for text in values)
 
 
 def _quoted_item(text: str) -> str:
-    return text if parsed(f"key={text}") is not None else quoted(_at_home(text))
+    if parsed(f"key={text}") is not None:
+        return text
+    return quoted(_at_home(text)) if (items := _quoted_items(text)) == text else items
+
+
+def _quoted_items(text: str) -> str:
+    """Return a list or a mapping with quotes around the values that need them, and what is neither as it is."""
+    items = [item.strip() for item in _split(text[1:-1])]
+    if text.startswith("[") and text.endswith("]"):
+        return f"[{','.join(map(_quoted_item, items))}]"
+    if text.startswith("{") and text.endswith("}") and all(":" in item for item in items):
+        pairs = [item.partition(":") for item in items]
+        return f"{{{','.join(f'{name}:{_quoted_item(value.strip())}' for name, _, value in pairs)}}}"
+    return text
 
 
 def _split(text: str) -> list[str]:

@@ -68,6 +68,18 @@ def test_a_value_that_hydra_refuses_is_taken_as_text(typed: str, value: str, mon
     assert read(text) == value
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "variants={short:[epochs=1,order=2],long:[epochs=3]}",
+        "variants={short: [epochs=1, order=2], long: ['epochs=3']}",
+    ],
+)
+def test_overrides_in_a_mapping_need_no_quotes(typed: str) -> None:
+    (text,) = with_quotes([typed], sweep=False)
+    assert read(text) == {"short": ["epochs=1", "order=2"], "long": ["epochs=3"]}
+
+
 def test_commas_separate_the_values_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     (text,) = with_quotes(["genotype=~/a.json,DARTS_V2,x=1"], sweep=True)
@@ -88,5 +100,17 @@ def test_commas_within_brackets_do_not_separate_the_values_of_a_sweep() -> None:
 
 
 def test_everything_else_stays() -> None:
-    typed = ["order=2", "folder='a=b'", "seed=1,2", "~logger.x", "-m", "order", "=3", "x=[a", "x='a", "x=${y}"]
+    typed = [
+        "order=2",
+        "folder='a=b'",
+        "seed=1,2",
+        "~logger.x",
+        "-m",
+        "order",
+        "=3",
+        "x=[a",
+        "x={a,b=c}",
+        "x='a",
+        "x=${y}",
+    ]
     assert with_quotes(typed, sweep=False) == typed

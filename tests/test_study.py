@@ -181,6 +181,12 @@ def test_mistakes_end_in_one_line(arguments: list[str], message: str, tmp_path: 
     assert not (tmp_path / "none").exists()
 
 
+def test_a_plan_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("study", *ARMS, "plan=true").code == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_jobs_run_in_processes_of_their_own(tmp_path: Path) -> None:
     tiny = [
         *SHORT.split(","),

@@ -139,14 +139,17 @@ def launch_jobs(command: str, start: Callable[[DictConfig], int]) -> int:
     try:
         sys.argv = [argument for argument in typed if argument.partition("=")[0] not in named]
         with workers.stopped_together():
-            codes.append(_composed(command, task))
+            codes.append(_composed(command, task, places=False))
     finally:
         sys.argv = typed
     return 128 + workers.stopped_by() if workers.stopped_by() else max(codes)
 
 
-def _composed(command: str, task: Callable[[DictConfig], None]) -> int:
-    """Let Hydra call `task` with the config of the command line, once or for each job; return the code of a mistake, or 0."""
+def _composed(command: str, task: Callable[[DictConfig], None], *, places: bool = True) -> int:
+    """Let Hydra call `task` with the config of the command line, once or for each job; return the code of a mistake, or 0.
+
+    With `places` false no folder of a run is made, also not where `task` composes the configs of runs to look at them.
+    """
     # Hydra would print errors itself, in several lines and with exit code 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_schemas()
@@ -154,7 +157,7 @@ def _composed(command: str, task: Callable[[DictConfig], None]) -> int:
     try:
         sys.argv = [typed[0], *ready(typed[1:])]
         sweeps.begin()
-        placing.begin(makes=is_first_process() and not only_shows(typed[1:]))
+        placing.begin(makes=places and is_first_process() and not only_shows(typed[1:]))
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)()
     except ConfigError as error:
         return refuse(error)

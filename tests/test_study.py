@@ -13,6 +13,7 @@ from hydra.core.singleton import Singleton
 
 from src.runs import jobs
 from src.runs.folder import RunFolder
+from src.runs.following import CONF
 from src.runs.jobs import Ended, Job, JobPool
 from src.studies.folder import StudyFolder
 
@@ -170,6 +171,17 @@ def _diverging(job: Job) -> list[str]:
         (["methods=[darts]", "search=[space.chanels=3]"], "darts, order 1: unknown key 'chanels'"),
         (["methods=[darts]", "orders=[2]", "hypergradients=[exakt]"], "unknown hypergradient option 'exakt'"),
         (["seed=3"], "unknown key 'seed', did you mean 'seeds'"),
+        (["method=gdas"], "unknown key 'method', did you mean 'methods'"),
+        (["epochs=3"], "src.study has no setting epochs; a setting of src.search goes into search=[epochs=3]"),
+        (["space.channels=8"], "a setting of src.search goes into search=[space.channels=8]"),
+        (["methods=darts"], "methods must be a list of values that are each text, got 'darts'"),
+        (["orders=[one]"], "orders must be a list of values that are each a whole number, got ['one']"),
+        (["methods=[darts,", "gdas]"], "has no closing bracket; with spaces in it, quote it: 'methods=...'"),
+        (
+            ["retrain=[epochs=1]"],
+            "retrain must be a mapping, of which each value is a list of values that are each text",
+        ),
+        (["variants={short:'epochs=1'}"], "variants.short must be a list of values that are each text, got 'epochs=1'"),
         (["study=nas"], "unknown study option 'nas'"),
         (["jobs=0"], "jobs must be 1 or more, got 0"),
         (["-m"], "starts all of its jobs itself"),
@@ -179,6 +191,29 @@ def test_mistakes_end_in_one_line(arguments: list[str], message: str, tmp_path: 
     option = [] if arguments[0].startswith("study=") else ["study=nas_bench_201"]
     assert message in refused(run("study", *option, *arguments, f"folder={tmp_path / 'none'}"))
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: my\n", "conf/study/my.yaml: it must begin with the line # @package _global_"),
+        ("# @package _global_\nseed: 3\n", "conf/study/my.yaml: unknown key 'seed', did you mean 'seeds'"),
+        ("# @package _global_\nseeds: ten\n", "conf/study/my.yaml: seeds must be a whole number, got 'ten'"),
+        (
+            "# @package _global_\nmethods: darts\n",
+            "conf/study/my.yaml: methods must be a list of values that are each text",
+        ),
+        ("name: my\n bad: [\n", "cannot read a file in conf/: mapping values are not allowed here"),
+    ],
+)
+def test_mistakes_in_a_file_of_a_study_name_the_file(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = shutil.copytree(CONF, tmp_path / "conf")
+    (own / "study" / "my.yaml").write_text(text)
+    for module in ("launch", "composition"):
+        monkeypatch.setattr(f"src.runs.{module}.CONF", own)
+    assert message in refused(run("study", "study=my"))
 
 
 def test_a_plan_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,20 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    ConfigTypeError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from src.common.errors import ConfigError, unknown
 from src.common.shell import parsed, pastable, quoted
 from src.runs.build import check_targets
 from src.runs.commandline import as_typed, drop_inherited, ready
 from src.runs.following import CONF
-from src.runs.schema import COMMANDS, OF_THE_SEARCH, annotation_of, check
+from src.runs.schema import COMMANDS, OF_JOBS, OF_THE_SEARCH, annotation_of, check
 from src.runs.targets import TARGET, locate, unknown_key
 from src.runs.values import describe, show
 from src.spaces.evaluation import evaluation_of
@@ -37,9 +43,21 @@ def composition_mistake(command: str, arguments: Sequence[str], error: Exception
         arguments: the command line.
         error: what Hydra or OmegaConf raised while it composed the config.
     """
-    explanations = (_unreadable, _several_values, _unknown_option, _of_another_command, _unknown_key, _wrong_type)
+    explanations = (
+        _unreadable,
+        _several_values,
+        _unknown_option,
+        _of_another_command,
+        _without_package,
+        _of_the_jobs,
+        _unknown_key,
+        _wrong_type,
+    )
     failure = _Failure(command, arguments, error)
-    return next((text for explain in explanations if (text := explain(failure))), one_line(error))
+    explained = next((text for explain in explanations if (text := explain(failure))), None)
+    if explained is None:
+        return one_line(error)
+    return f"{failure.file}: {explained}" if failure.file else explained
 
 
 @dataclass
@@ -50,7 +68,14 @@ class _Failure:
 
     @property
     def cause(self) -> BaseException:
-        return self.error.__cause__ or self.error
+        # Of a mistake in a file, Hydra raises the cause only as the context.
+        return self.error.__cause__ or (self.error.__context__ if self.file else None) or self.error
+
+    @property
+    def file(self) -> str | None:
+        """The file in conf/ that has the mistake, or None if the command line has it."""
+        match = re.match(r"In '([^']+)': \w+ raised while composing", str(self.error))
+        return f"conf/{match[1]}.yaml" if match else None
 
 
 def one_line(error: BaseException) -> str:
@@ -67,6 +92,8 @@ def _unreadable(failure: _Failure) -> str | None:
         return f"cannot read {argument!r}, arguments have the form key=value"
     if parsed(f"{key}={quoted(value)}") is None:
         return f"cannot read {argument!r}: {key!r} is not the name of a setting"
+    if any(value.startswith(opening) and closing not in value for opening, closing in ("[]", "{}")):
+        return f"cannot read {argument!r}, which has no closing bracket; with spaces in it, quote it: '{key}=...'"
     return f"cannot read {argument!r}; to pass the value as text, quote it: {_quoted_argument(key, value)}"
 
 
@@ -97,7 +124,7 @@ def _unknown_option(failure: _Failure) -> str | None:
 def _of_another_command(failure: _Failure) -> str | None:
     """Say of an option that it belongs to another command, such as an experiment of src.search."""
     command = failure.command
-    for argument in failure.arguments:
+    for argument in failure.arguments if command in COMMANDS else ():
         group, _, option = argument.partition("=")
         if not _is_option(group, option) or _is_usable(command, group, option):
             continue
@@ -203,6 +230,31 @@ def _composed(command: str, overrides: list[str]) -> DictConfig | None:
         return None
 
 
+def _without_package(failure: _Failure) -> str | None:
+    """Say of a file of a study what Hydra needs it to begin with: without, its settings go below the file's group."""
+    key = getattr(failure.cause, "full_key", None)
+    if failure.file and isinstance(failure.cause, ConfigKeyError | ConfigAttributeError) and key in OF_JOBS:
+        return "it must begin with the line # @package _global_"
+    return None
+
+
+def _of_the_jobs(failure: _Failure) -> str | None:
+    """Say of a setting of the runs that a command starts where it goes, such as `epochs=3` of a study's searches."""
+    command = failure.command
+    if command not in OF_JOBS or failure.file:
+        return None
+    job = "search" if command == "study" else "retrain"
+    names = [entry.name for entry in fields(OF_JOBS[command])]
+    for argument in map(as_typed, failure.arguments):
+        key, equals, _ = argument.partition("=")
+        first, _, rest = key.lstrip("+~").partition(".")
+        below = rest and annotation_of(command, first) is str
+        foreign = first not in (*names, *OF_JOBS, "hydra") and not get_close_matches(first, names, n=1, cutoff=0.8)
+        if equals and (below or foreign):
+            return f"src.{command} has no setting {key}; a setting of src.{job} goes into {job}=[{argument}]"
+    return None
+
+
 def _unknown_key(failure: _Failure) -> str | None:
     text, cause = str(failure.error), failure.cause
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
@@ -214,7 +266,7 @@ def _unknown_key(failure: _Failure) -> str | None:
 def _nearest_key(failure: _Failure, key: str) -> str | None:
     """Name the nearest key; keys of one parent are listed, the whole tree is too much to read."""
     options = [argument for argument in failure.arguments if _is_option(*argument.partition("=")[::2])]
-    config = _composed(failure.command, options)
+    config = _composed(failure.command, options) or _composed(failure.command, [])
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(config, parent, throw_on_missing=False) if parent and config is not None else config
     if not isinstance(node, DictConfig):
@@ -230,9 +282,25 @@ def _wrong_type(failure: _Failure) -> str | None:
     key = getattr(cause, "full_key", None)
     if not key:
         return None
-    annotation = annotation_of(failure.command, key) if isinstance(cause, ValidationError) else None
+    whole = re.sub(r"\[\d+\]$", "", key)  # of an item of a list, the list
+    annotation = annotation_of(failure.command, whole) if isinstance(cause, ValidationError | ConfigTypeError) else None
     if annotation is None:
         return f"{key}: {str(cause).strip().splitlines()[0]}"
     given = re.search(r"Value '(.*)' (?:of |is not a valid bool \()type '?(\w+)", str(cause), re.DOTALL)
-    value = "null" if given is None else show(given[1]) if given[2] == "str" else given[1]
-    return f"{key} must be {describe(annotation)}, got {value}"
+    if given is not None and whole == key:
+        got = show(given[1]) if given[2] == "str" else given[1]
+    else:
+        got = _typed(failure, whole)
+    return f"{whole} must be {describe(annotation)}{f', got {got}' if got else ''}"
+
+
+def _typed(failure: _Failure, key: str) -> str | None:
+    """Return the value that the command line gives a key, as a message names it; None if it gives none."""
+    for one in filter(None, map(parsed, reversed(failure.arguments))):
+        if one.is_sweep_override() or one.is_delete() or not f"{key}.".startswith(f"{one.key_or_group}."):
+            continue
+        value = one.value()
+        for name in filter(None, key.removeprefix(one.key_or_group).split(".")):
+            value = value.get(name) if isinstance(value, dict) else None
+        return show(value)
+    return None

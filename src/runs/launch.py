@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from src.common.errors import ConfigError, Interrupted
 from src.common.shell import override, pastable, shell_word
@@ -163,6 +164,8 @@ def _composed(command: str, task: Callable[[DictConfig], None], *, places: bool 
         return refuse(error)
     except (HydraException, OmegaConfBaseException) as error:
         return refuse(composition_mistake(command, sys.argv[1:], error))
+    except YAMLError as error:
+        return refuse(f"cannot read a file in conf/: {one_line(error)}")
     except OSError as error:
         if error.filename is None:
             raise

@@ -8,7 +8,7 @@ built from a `_target_` (a space, data, optimisers) needs no schema: src/runs/ta
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -176,7 +176,10 @@ def annotation_of(command: str, key: str) -> Any:
     """Return the type of a key of a command's config, or None if it is not one of the schema's."""
     kind: Any = _SCHEMAS[command]
     for name in key.split("."):
-        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
     return kind
 
 

@@ -61,7 +61,11 @@ def _alternatives(annotation: Any) -> list[str]:
     if (origin or annotation) in (list, tuple, Sequence):
         kinds = dict.fromkeys(describe(kind) for kind in arguments if kind is not Ellipsis)
         return ["a list" + (f" of values that are each {' or '.join(kinds)}" if kinds else "")]
-    return [f"a {annotation.__name__}" if isinstance(annotation, type) else str(annotation)]
+    if origin is dict:
+        words = f"a mapping, of which each value is {describe(arguments[1])}"
+    else:
+        words = f"a {annotation.__name__}" if isinstance(annotation, type) else str(annotation)
+    return [words]
 
 
 def show(value: Any) -> str:

@@ -72,7 +72,8 @@ def say_plan(config: DictConfig, plan: Plan, side: Side, every: Sequence[Job]) -
         ("folder", str(plan.folder)),
         ("compares", "\n".join(arm.name for arm in plan.arms)),
         ("seeds", f"{plan.seeds} of each"),
-        ("judged by", _judge(config, plan)),
+        ("search", " ".join(config.search) or "with the defaults of src.search"),
+        ("judged by", _judge(plan)),
         (
             "to run",
             f"{work or 'nothing'}{f' ({len(every) - len(missing)} finished before)' * (len(every) > len(missing))}",
@@ -85,7 +86,7 @@ def say_plan(config: DictConfig, plan: Plan, side: Side, every: Sequence[Job]) -
     say(table(rows))
 
 
-def _judge(config: DictConfig, plan: Plan) -> str:
+def _judge(plan: Plan) -> str:
     found = []
     if plan.table is not None:
         found.append(f"a table of all {len(plan.table.accuracies):,} architectures")

@@ -340,9 +340,9 @@ def _of_rules(study: _Numbers) -> list[str]:
     rest = {name: found for name, found in rules.items() if name not in shown}
     if rest:
         few = [name for name, found in rest.items() if found["of"] * found["smallest_p"] > study["level"]]
-        much = "" if not few else "; the seeds are too few to tell"
-        much += f" for {_listed(few)}" if len(few) < len(rest) and few else ""
+        much = f" The seeds are too few to tell for {_listed(few)}." if few else ""
+        much = " The seeds are too few to tell." if len(few) == len(rest) else much
         sentences.append(
-            f"Rules that are not shown to pick a better or a worse architecture than the last epoch's: {_listed(rest)}{much}."
+            f"Rules that are not shown to pick a better or a worse architecture than the last epoch's: {_listed(rest)}.{much}"
         )
     return sentences

@@ -204,8 +204,8 @@ def test_rules_and_seeds_that_are_too_few() -> None:
     outcomes = made_with_table({"a": (0.0, 0.9), "b": (0.0, 0.9)}, seeds=5, epochs=10)
     text = said(outcomes, table=nas_bench_201(), rules={"first": lambda rows: 0})
     assert (
-        "Rules that are not shown to pick a better or a worse architecture than the last epoch's: first; the seeds are too few to "
-        "tell for first."
+        "Rules that are not shown to pick a better or a worse architecture than the last epoch's: first. The seeds are too few "
+        "to tell."
     ) in text
 
 

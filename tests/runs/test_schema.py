@@ -280,7 +280,11 @@ class TestMessages:
         [
             ("search", ["--order=2"], "unknown option --order=2, did you mean order=2?"),
             ("search", ["order=1,2"], "order=1,2 is several values: add --multirun (-m) to run each of them, or quote"),
-            ("search", ["space.candidates=[none"], "to pass the value as text, quote it: \"space.candidates='[none'\""),
+            (
+                "search",
+                ["space.candidates=[none"],
+                "cannot read 'space.candidates=[none', which has no closing bracket",
+            ),
             ("search", ["order 2=1"], "cannot read 'order 2=1': 'order 2' is not the name of a setting"),
             ("retrain", ["experiment=demo"], "experiment=demo is for src.search; with src.retrain use demo_retrain"),
             ("search", ["experiment=darts_v2"], "experiment=darts_v2 is for src.retrain; with src.search use "),

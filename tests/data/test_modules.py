@@ -249,7 +249,8 @@ def test_a_retrain_holds_back_for_validation_what_a_search_with_its_seed_trains_
         one.setup("fit")
     assert data.record()["train_samples"] == 36
     assert data.record()["validation_samples"] == 12
-    held_back, arch = (torch.cat([batch.inputs for batch in one.val_dataloader()]) for one in (data, searched))
+    loaders: list[Any] = [data.val_dataloader(), searched.val_dataloader()]
+    held_back, arch = (torch.cat([batch.inputs for batch in loader]) for loader in loaders)
     assert torch.equal(held_back, arch)
     trained = torch.cat([batch["train"].inputs for batch in data.train_dataloader()])
     assert sorted(map(hash_of, [*trained, *held_back])) == sorted(map(hash_of, images(48).inputs))

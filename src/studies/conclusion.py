@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from src.reports.study import StudyRun, render_study
 from src.runs.folder import RunFolder
 from src.runs.jobs import Ended, Job, Side
 from src.runs.record import git_commit, versions
-from src.runs.saved import read_run
+from src.runs.saved import SavedRun, read_run
 from src.studies.analysis import analyse
 from src.studies.folder import StudyFolder
 from src.studies.outcomes import RANDOM, Outcome, outcome_of
@@ -49,27 +50,32 @@ def write_conclusion(
         command: that continues the study.
     """
     folder = plan.folder
-    found = {
-        (arm, seed): outcome_of(arm, seed, folder.name_of(search.folder), search, trainings[arm, seed], plan.table)
-        for (arm, seed), search in searches.items()
+    searched = {key: read_run(search.folder) for key, search in searches.items()}
+    trained = {
+        key: {setting: [read_run(job.folder) for job in jobs] for setting, jobs in trainings[key].items()}
+        for key in searches
     }
-    outcomes = [outcome for outcome in found.values() if outcome is not None]
+    found = [
+        outcome_of(arm, seed, folder.name_of(run.folder), run, trained[arm, seed], plan.table)
+        for (arm, seed), run in searched.items()
+    ]
+    outcomes = [outcome for outcome in found if outcome is not None]
     if not outcomes:
         return f"no search of {folder} has a result; {RunFolder('').log.name} in their folders says why"
     numbers = analyse(outcomes, table=plan.table, metric=plan.metric, budget=config.budget, rules=RULES)
     said = statement(numbers)
     runs = [
         run
-        for (arm, seed), search in searches.items()
-        for run in _runs(plan, arm, seed, {"search": [search], **trainings[arm, seed]})
+        for (arm, seed), search in searched.items()
+        for run in _runs(folder, arm, seed, {"search": [search], **trained[arm, seed]})
     ]
     names = {run.name for run in runs}
     runs += [
-        StudyRun("", 0, end.job.command, name, _page(folder, end.job), end.status, None, end.reason)
+        StudyRun("", 0, end.job.command, name, _page(folder, end.job.folder), end.status, None, end.reason)
         for end in failures
         if (name := folder.name_of(end.job.folder)) not in names
     ]
-    machines = _machines(searches.values())
+    machines = _machines(searched.values())
     facts: dict[str, Any] = {
         "name": config.name,
         "command": command,
@@ -101,19 +107,19 @@ def write_conclusion(
     return f"{sentences(lines)}\n{table([('page', str(folder.page)), ('numbers', str(folder.result))])}"
 
 
-def _runs(plan: Plan, arm: str, seed: int, jobs: Mapping[str, Sequence[Job]]) -> Iterator[StudyRun]:
-    """Yield what the page says of the jobs of one seed; `jobs` has them by their kinds."""
-    for kind, several in jobs.items():
-        for job in several:
-            run = read_run(job.folder)
+def _runs(folder: StudyFolder, arm: str, seed: int, runs: Mapping[str, Sequence[SavedRun]]) -> Iterator[StudyRun]:
+    """Yield what the page says of the runs of one seed that have begun; `runs` has them by their kinds."""
+    for kind, several in runs.items():
+        for run in several:
             if run.result or run.config:
-                name, error = plan.folder.name_of(job.folder), str(run.result.get("error") or "")
-                page = _page(plan.folder, job)
-                yield StudyRun(arm, seed, kind, name, page, run.status, run.number("seconds"), error)
+                name, error = folder.name_of(run.folder), str(run.result.get("error") or "")
+                yield StudyRun(
+                    arm, seed, kind, name, _page(folder, run.folder), run.status, run.number("seconds"), error
+                )
 
 
-def _page(folder: StudyFolder, job: Job) -> str:
-    return quote(folder.name_of(RunFolder(job.folder).report))
+def _page(folder: StudyFolder, run: Path) -> str:
+    return quote(folder.name_of(RunFolder(run).report))
 
 
 def _summary(config: DictConfig, plan: Plan) -> str:
@@ -146,11 +152,11 @@ def _facts(facts: Mapping[str, Any], runs: Sequence[StudyRun]) -> list[tuple[str
     ]
 
 
-def _machines(searches: Iterable[Job]) -> list[dict[str, Any]]:
+def _machines(searches: Iterable[SavedRun]) -> list[dict[str, Any]]:
     """Return the different machines that searches ran on, as their records have them."""
     found: list[dict[str, Any]] = []
     for search in searches:
-        machine = read_run(search.folder).result.get("machine")
+        machine = search.result.get("machine")
         if isinstance(machine, dict) and machine not in found:
             found.append(machine)
     return found

@@ -11,8 +11,7 @@ from typing import NamedTuple
 from src.architectures.architecture import Architecture
 from src.benchmarks.table import Table
 from src.callbacks.lookup import metrics_of
-from src.runs.jobs import Job
-from src.runs.saved import SavedRun, read_run
+from src.runs.saved import SavedRun
 
 TABLE = "table"  # the evaluation that looks an architecture up
 RANDOM = "random"  # the arm of architectures that are drawn by chance
@@ -62,8 +61,8 @@ def outcome_of(
     arm: str,
     seed: int,
     folder: str,
-    search: Job,
-    trainings: Mapping[str, Sequence[Job]],
+    search: SavedRun,
+    trainings: Mapping[str, Sequence[SavedRun]],
     table: Table | None,
 ) -> Outcome | None:
     """Return what a search that has finished came to; None where it, or a training of what it found, has no score.
@@ -72,33 +71,31 @@ def outcome_of(
         arm: its name.
         seed: of the search.
         folder: of the search, relative to the study's.
-        search: the job.
+        search: the run.
         trainings: setting -> the trainings of what it found.
         table: to look it up in, or None.
     """
-    run = read_run(search.folder)
-    if run.status != "ok" or not run.genotype:
+    if search.status != "ok" or not search.genotype:
         return None
-    architecture = Architecture(run.genotype)
+    architecture = Architecture(search.genotype)
     scores: dict[str, float] = {}
     seconds: dict[str, float] = {}
     if table is not None:
         scores[TABLE] = table.standing(architecture).accuracy
-    for setting, jobs in trainings.items():
-        trained = [read_run(job.folder) for job in jobs]
+    for setting, trained in trainings.items():
         tested = [one.score.value for one in trained if one.status == "ok" and one.score and one.score.split == "test"]
-        if len(tested) < len(jobs):
+        if len(tested) < len(trained):
             return None
         scores[setting] = statistics.fmean(tested)
         seconds[setting] = statistics.fmean(one.number("seconds") or 0.0 for one in trained)
-    measured = run.result.get("metrics")
+    measured = search.result.get("metrics")
     metrics = {
         str(name): float(value)
         for name, value in (measured.items() if isinstance(measured, dict) else ())
         if isinstance(value, int | float)
     }
     return Outcome(
-        arm, seed, folder, architecture, scores, _rows(run, table), metrics, run.number("seconds") or 0.0, seconds
+        arm, seed, folder, architecture, scores, _rows(search, table), metrics, search.number("seconds") or 0.0, seconds
     )
 
 

@@ -245,6 +245,17 @@ def plot(
     )
 
 
+def data_of_plots(plots: Iterable[Plot]) -> dict[str, Any]:
+    """Return what the script needs on a page that compares runs: plots whose lines have names, and nothing by epochs."""
+    return {
+        "epochs": [],
+        "plots": [{**plot_data(plot), "names": [line.name for line in plot.lines]} for plot in plots],
+        "cells": [],
+        "alphaEpochs": [],
+        "tables": [],
+    }
+
+
 def plot_data(plot: Plot) -> dict[str, Any]:
     """Return what the script of a page needs to show the values of a plot, as plain lists."""
     return {

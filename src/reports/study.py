@@ -11,7 +11,7 @@ from src.reports.arms import DOT, ROW, Drawn, Picture, picture_of_regrets, pictu
 from src.reports.names import colours, edge_name, in_order, words
 from src.reports.numbers import UNKNOWN, Unit, chance, count, duration, p_value, share
 from src.reports.page import embedded, environment
-from src.reports.plots import GROUP_COLOURS, Palette, Plot, plot, plot_data
+from src.reports.plots import GROUP_COLOURS, Palette, Plot, data_of_plots, plot
 from src.reports.settings import Row, name_of
 from src.studies.stopping import RULES
 
@@ -149,13 +149,6 @@ def render_study(
         "runs": ("All runs", runs),
         "again": ("How to run it again", command),
     }
-    data = {
-        "epochs": [],
-        "plots": [{**plot_data(curve), "names": [line.name for line in curve.lines]} for curve in plots],
-        "cells": [],
-        "alphaEpochs": [],
-        "tables": [],
-    }
     return (
         environment()
         .get_template("study.html.jinja")
@@ -179,7 +172,7 @@ def render_study(
             failed=[run for run in runs if run.status != "ok"],
             command_text=command,
             facts=facts,
-            data=embedded(data),
+            data=embedded(data_of_plots(plots)),
             palette=palette.rules(),
         )
     )

@@ -19,7 +19,7 @@ from src.reports.decisions import Finding
 from src.reports.names import CELL_NAMES, answers_of, colours, edge_name, in_order, words
 from src.reports.numbers import UNKNOWN, duration
 from src.reports.page import Link, data_name, embedded, environment, genotype_name, next_commands, score_name
-from src.reports.plots import GROUP_COLOURS, Palette, Plot, charts, plot, plot_data
+from src.reports.plots import GROUP_COLOURS, Palette, Plot, charts, data_of_plots, plot
 from src.runs.folder import RunFolder
 from src.runs.following import overrides_of
 from src.runs.resume import experiment_of
@@ -126,13 +126,6 @@ def render_sweep(runs: Sequence[SavedRun], base: Path, retrains: Mapping[Path, S
         for run in runs
         if run.status != "ok"
     ]
-    data = {
-        "epochs": [],
-        "plots": [{**plot_data(curve), "names": [line.name for line in curve.lines]} for curve in plots],
-        "cells": [],
-        "alphaEpochs": [],
-        "tables": [],
-    }
     return (
         environment()
         .get_template("sweep.html.jinja")
@@ -145,7 +138,7 @@ def render_sweep(runs: Sequence[SavedRun], base: Path, retrains: Mapping[Path, S
             searched=_searched(runs, retrains, base),
             failures=failures,
             csv_name=RunFolder.RUNS,
-            data=embedded(data),
+            data=embedded(data_of_plots(plots)),
             palette=palette.rules(),
         )
     )

@@ -17,6 +17,7 @@ from src.methods.decision import SKIPS
 from src.studies import inference
 from src.studies.inference import LEVEL, Floats
 from src.studies.outcomes import RANDOM, TABLE, Metric, Outcome
+from src.studies.stopping import EIGENVALUES
 
 Rule = Callable[[Sequence[Mapping[str, float]]], int | None]
 """From the rows of a search's metrics.csv to the epoch whose architecture is taken, or None where it cannot tell."""
@@ -27,7 +28,7 @@ CURVES = {
     "percentile": ("table_percentile",),
     "entropy": ("alpha_entropy",),
     "skips": ("skip_count",),
-    "eigenvalue": ("alpha_eigenvalue", "guard/eigenvalue"),
+    "eigenvalue": EIGENVALUES,
     "exact_cosine": ("exact_cosine",),
     "finite_difference_cosine": ("finite_difference_cosine",),
     "ranking_tau": ("ranking_tau",),

@@ -202,17 +202,15 @@ OmegaConf.register_new_resolver("options", usable_options, replace=True)
 
 
 def composed(command: str, overrides: Sequence[str]) -> DictConfig:
-    """Return the config that a command composes from overrides as they are typed; one that Hydra runs goes on undisturbed.
+    """Return the config that a command composes from overrides as they are typed; a command that Hydra runs is not disturbed.
 
     Raises:
         ConfigError: it cannot be composed.
     """
     state = Singleton.get_state()
     try:
-        GlobalHydra.instance().clear()
         arguments = ready(overrides)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose(command, overrides=arguments)
+        config = _compose(command, arguments)
         drop_inherited(config, arguments)
         return config
     except (HydraException, OmegaConfBaseException) as error:
@@ -222,12 +220,16 @@ def composed(command: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _composed(command: str, overrides: list[str]) -> DictConfig | None:
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(command, overrides=overrides)
+        return _compose(command, overrides)
     except (HydraException, OmegaConfBaseException):
         return None
+
+
+def _compose(command: str, arguments: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(command, overrides=arguments)
 
 
 def _without_package(failure: _Failure) -> str | None:

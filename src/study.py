@@ -23,11 +23,9 @@ from src.common.shell import pastable
 from src.common.terminal import say, table
 from src.runs import workers
 from src.runs.jobs import DONE, Job, JobPool, Side, owned, run_missing, side_by_side
-from src.runs.launch import launch_jobs, mistakes
+from src.runs.launch import FAILED, launch_jobs, mistakes
 from src.studies.conclusion import write_conclusion
 from src.studies.plan import Plan, plan_of
-
-FAILED = 1
 
 
 def study(config: DictConfig, command: str) -> int:
@@ -49,7 +47,7 @@ def study(config: DictConfig, command: str) -> int:
 
     with ExitStack() as stack:
         with mistakes():
-            stack.enter_context(owned(plan.folder.path, plan.folder.lock))
+            stack.enter_context(owned(plan.folder))
         pool = stack.enter_context(JobPool(side))
         ended = run_missing(list(searches.values()), pool, name)
         found = {key: search for key, search in searches.items() if search.is_done}

@@ -31,34 +31,23 @@ from src.common.terminal import say, table
 from src.runs import workers
 from src.runs.build import build_data, build_network, check_targets, split_training
 from src.runs.composition import composed
+from src.runs.folder import Folder
 from src.runs.jobs import DONE, Job, JobPool, Side, owned, run_missing, side_by_side
-from src.runs.launch import launch_jobs, mistakes
+from src.runs.launch import FAILED, launch_jobs, mistakes
 from src.runs.saved import read_run
 from src.runs.schema import check
 from src.spaces.choices import spec_of
 
-FAILED = 1
 _SET = ("space", "data", "data.validation_fraction", "genotype", "seed", "folder", "resume")  # by this command
 
 
-class TableFolder:
+class TableFolder(Folder):
     """The folder in which a table is made. Every property is the path of one of its files, whether it exists or not."""
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     @property
     def table(self) -> Path:
         """What all architectures reach."""
         return self.path / "table.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that makes the table."""
-        return self.path / ".lock"
 
     def architecture(self, row: int) -> Path:
         """Return the path of the architecture of a row of the table."""
@@ -119,7 +108,7 @@ def tabulate(config: DictConfig, command: str) -> int:
             return 0
     with ExitStack() as stack:
         with mistakes():
-            stack.enter_context(owned(plan.folder.path, plan.folder.lock))
+            stack.enter_context(owned(plan.folder))
         plan.folder.architecture(0).parent.mkdir(exist_ok=True)
         for entry in plan.entries:
             entry.architecture.write(plan.folder.architecture(entry.row))

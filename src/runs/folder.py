@@ -13,7 +13,25 @@ _EPOCH = "epoch_{}.json"
 _STATE = "epoch_{}.ckpt"
 
 
-class RunFolder:
+class Folder:
+    """A folder that a command writes into, and that belongs to it while it holds the lock."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes into the folder."""
+        return self.path / ".lock"
+
+
+class RunFolder(Folder):
     """The folder of a run. Every property is the path of one of its files, whether the file exists or not.
 
     `OVERVIEW` and `RUNS` are the names of what reports write into a folder of runs, such as that of a sweep.
@@ -21,9 +39,6 @@ class RunFolder:
 
     OVERVIEW = "index.html"
     RUNS = "runs.csv"
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
 
     @classmethod
     def of(cls, path: Path | str) -> RunFolder:
@@ -38,12 +53,6 @@ class RunFolder:
         if absolute == cls(absolute.parent).checkpoints and not cls(absolute).config.exists():
             return cls(path.parent if len(path.parts) > 1 else absolute.parent)
         return cls(path)
-
-    def __fspath__(self) -> str:
-        return str(self.path)
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     @property
     def config(self) -> Path:
@@ -99,11 +108,6 @@ class RunFolder:
     def wandb(self) -> Path:
         """Which run of Weights & Biases this run is."""
         return self.path / "wandb.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that writes into the folder."""
-        return self.path / ".lock"
 
     @property
     def checkpoints(self) -> Path:

@@ -24,7 +24,7 @@ from src.common.errors import ConfigError, Interrupted, must_be
 from src.common.files import lock_file
 from src.common.shell import override, pastable
 from src.runs import workers
-from src.runs.folder import RunFolder
+from src.runs.folder import Folder, RunFolder
 from src.runs.following import overrides_of
 from src.runs.record import status_of
 from src.runs.resume import present_command, read_settings
@@ -265,20 +265,20 @@ def _written_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def owned(folder: Path, lock: Path) -> Iterator[None]:
+def owned(folder: Folder) -> Iterator[None]:
     """Make the folder of a command that starts jobs, and keep other processes from it during the block.
 
     Raises:
         ConfigError: another process has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = lock_file(lock)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    descriptor = lock_file(folder.lock)
     if descriptor is None:
         raise ConfigError(f"{folder} is in use by another process; choose another folder (folder=...)")
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        folder.lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 

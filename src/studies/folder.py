@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from src.runs.folder import Folder
 
-class StudyFolder:
+
+class StudyFolder(Folder):
     """The folder of a study. Every property is the path of one of its files, whether the file exists or not."""
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     @property
     def result(self) -> Path:
@@ -23,11 +19,6 @@ class StudyFolder:
     def page(self) -> Path:
         """The page."""
         return self.path / "study.html"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that runs the study."""
-        return self.path / ".lock"
 
     def search(self, arm: str, seed: int) -> Path:
         """Return the folder of a search."""
